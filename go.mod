@@ -1,0 +1,3 @@
+module github.com/kerf-gpu/kerf
+
+go 1.26

@@ -1,0 +1,117 @@
+/* region.h: the pages that kerfd and the shim share, and the words they say on the share's socket.
+ *
+ * A share's directory, as a tenant sees it under KERF_ROOT/shares/<id>/:
+ *
+ *   policy   struct kerf_policy, written by kerfd alone; the tenant has it read-only.
+ *   usage    struct kerf_usage, written by the tenant's processes; kerfd folds the slots of dead ones.
+ *   socket   SOCK_SEQPACKET: one kerf_hello in, one kerf_welcome out, then closed by both.
+ *
+ * vgpu/region mirrors every struct in Go; its parity test compiles this file and compares each offset.
+ * All words are little-endian and naturally aligned; a change of layout raises KERF_REGION_VERSION.
+ *
+ * Who may believe what. Usage is tenant-writable, so nothing in it can raise a limit: each process also
+ * keeps its own charges in private memory and compares (a mismatch is refused and reported), and kerfd
+ * compares the sums with NVML every second and publishes the difference as `implicit` in the policy.
+ */
+#ifndef KERF_REGION_H
+#define KERF_REGION_H
+
+#include <stdint.h>
+
+#define KERF_REGION_MAGIC   0x4652454bu /* "KERF" */
+#define KERF_REGION_VERSION 1u
+#define KERF_MAX_DEVICES    16
+#define KERF_MAX_SLOTS      512
+#define KERF_REASON_LEN     232
+
+/* kerf_policy.flags */
+#define KERF_POLICY_STRICT    0x1u /* refuse calls that allocate and are not known, instead of counting them */
+#define KERF_POLICY_TAMPERED  0x2u /* usage did not add up: no further allocation in this share */
+#define KERF_POLICY_REVOKED   0x4u /* the grant has ended: no new session, no further allocation */
+#define KERF_POLICY_SIMULATED 0x8u /* the GPUs are simulated */
+
+struct kerf_policy_device { /* 128 bytes */
+	uint8_t  uuid[16];      /* as cuDeviceGetUuid gives it */
+	uint64_t limit;         /* bytes: charged + implicit never exceed it */
+	uint64_t guaranteed;    /* bytes: limit, unless the share may burst */
+	uint64_t implicit;      /* bytes that NVML sees in this share's processes beyond what they charged; kerfd, each second */
+	uint64_t floor;         /* bytes charged that kerfd last agreed with: a sum below it while its slots live is tampering */
+	uint64_t context_bytes; /* bytes that one context takes here, charged when one is created; 0: not learned yet */
+	uint32_t cores;         /* percent of GPU time, 0: best effort */
+	uint32_t reserved0;
+	uint8_t  reserved[64];
+};
+
+struct kerf_policy {
+	uint32_t magic, version;
+	uint32_t size;          /* of this struct */
+	uint32_t device_count;
+	uint32_t flags;
+	uint32_t reserved0;
+	uint64_t epoch;         /* raised by kerfd after each change */
+	char     share[40];     /* the share's id, NUL-terminated */
+	uint8_t  pad0[56];
+	uint32_t gate;          /* 0: open. Alone in its cache line: read on every launch, and a futex word */
+	uint8_t  pad1[60];
+	struct kerf_policy_device device[KERF_MAX_DEVICES];
+	/* The host's pid of each slot's process, 0 where free: what NVML's process lists are filtered by. */
+	int32_t  host_pid[KERF_MAX_SLOTS];
+};
+
+/* One process's counters. All are bytes unless said. `enter` is raised before and `leave` after each change
+ * of charged[] and sum[], so that kerfd can tell a process that was killed between the two words. */
+struct kerf_slot { /* 256 bytes */
+	uint32_t generation;    /* set by kerfd at attach; 0: free */
+	uint32_t flags;         /* KERF_SLOT_* */
+	uint64_t enter, leave;  /* count of operations */
+	uint64_t charged[KERF_MAX_DEVICES];
+	uint64_t host_pinned;   /* page-locked host memory; never counted against a device */
+	uint64_t imported;      /* device memory of other processes mapped here; charged where it was created */
+	uint64_t launches;      /* count; one writer in a hurry: may lose some under threads */
+	uint64_t refused;       /* count of allocations refused at the limit */
+	uint64_t unknown;       /* count of calls that may allocate and are not known */
+	uint64_t mismatch;      /* count of times the slot differed from the process's private books */
+	uint8_t  reserved[56];
+};
+#define KERF_SLOT_TAMPERED 0x1u /* the process found its slot changed under it */
+
+struct kerf_usage_sum { uint64_t charged; uint8_t pad[56]; };
+
+struct kerf_usage {
+	uint32_t magic, version;
+	uint32_t size;
+	uint32_t reserved0;
+	uint8_t  pad0[48];
+	struct kerf_usage_sum sum[KERF_MAX_DEVICES]; /* of the whole share */
+	struct kerf_slot slot[KERF_MAX_SLOTS];
+};
+
+/* --- the socket -------------------------------------------------------------------------------------- */
+
+#define KERF_HELLO_ATTACH 1u
+#define KERF_HELLO_NOTE   2u /* tell kerfd of something worth a line in its log; answered like attach */
+
+struct kerf_hello {
+	uint32_t magic, version;  /* region version: a shim and a kerfd of different versions refuse each other */
+	uint32_t kind;
+	uint32_t driver_version;  /* as cuDriverGetVersion, 0 where not known */
+	char     comm[16];
+	char     note[64];
+};
+
+#define KERF_WELCOME_OK       0u
+#define KERF_WELCOME_VERSION  1u /* region versions differ */
+#define KERF_WELCOME_FULL     2u /* no free slot */
+#define KERF_WELCOME_REVOKED  3u
+#define KERF_WELCOME_DENIED   4u /* the peer could not be identified */
+
+struct kerf_welcome {
+	uint32_t magic, version;
+	uint32_t status;
+	uint32_t slot;
+	uint32_t generation;      /* equal to slot[slot].generation */
+	uint32_t reserved0;
+	char     reason[KERF_REASON_LEN]; /* one line: what was asked, what was found, what to do */
+};
+
+#endif
