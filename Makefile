@@ -1,0 +1,65 @@
+# Kerf's Makefile: `make help` lists the targets. C parts add theirs in */build.mk.
+B        := build
+CC       ?= gcc
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+CFLAGS_C := -O2 -g -std=gnu11 -fPIC -Wall -Wextra -Werror -fvisibility=hidden
+LDFLAGS  := -X github.com/kerf-gpu/kerf/cmd/internal/version.Version=$(VERSION)
+GOBUILD  := CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
+TESTTIME ?= 12m
+export GOFLAGS ?= -p=2
+
+.PHONY: help build clib bin demo test lint generate check bench gpu-check soak deps clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+include $(wildcard internal/sim/driver/build.mk internal/sim/nvml/build.mk vgpu/shim/build.mk bench/tenants/build.mk bench/probe/build.mk)
+
+build: clib bin ## Build the daemon, the command, the shim, the simulated driver and the tenants
+
+clib: simdriver simnvml shim tenants
+
+bin:
+	@mkdir -p $(B)/bin
+	$(GOBUILD) -o $(B)/bin/ ./cmd/kerf ./cmd/kerfd
+
+demo: deps build ## Four programs share one GPU, each inside its limit (simulated where there is no GPU)
+	bench/demo.sh $(B)
+
+test: build ## Run every test
+	$(GO) test -timeout $(TESTTIME) ./...
+
+soak: build ## The long forms of the crash tests (thousands of kills)
+	KERF_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run 'Soak|Crash' ./...
+
+lint: ## Vet, lint, and check the format
+	@test -z "$$(gofmt -l cmd internal vgpu bench)" || { gofmt -l cmd internal vgpu bench; echo "run gofmt -w"; exit 1; }
+	$(GO) vet ./...
+	$(LINT) run
+
+generate: ## Make the generated files again
+	$(GO) generate ./...
+
+check: deps lint generate ## What must hold before a commit: lint, generated files as committed, C with gcc and clang
+	@git diff --exit-code --stat -- . || { echo "generated files differ from the committed ones: commit what 'make generate' wrote"; exit 1; }
+	$(MAKE) clib CC=clang B=$(B)/clang
+
+bench: build ## Overhead of the shim, native and shim in one run
+	$(B)/bin/kerf bench run overhead
+
+gpu-check: ## Run the GPU suite on a machine with an NVIDIA GPU, from a tree built elsewhere or here
+	bench/gpu/check.sh $(B)
+
+DEPS := gcc clang make git libc6-dev libc-bin file
+deps: ## Install what a fresh Debian machine lacks
+	@missing=$$(for p in $(DEPS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -z "$$missing" ] || [ -n "$(KERF_NO_DEPS)" ]; then exit 0; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "not root (or not Debian): install these packages yourself if the build misses them:" $$missing; \
+	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+clean: ## Remove what was built
+	rm -rf $(B)
