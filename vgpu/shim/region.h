@@ -6,6 +6,9 @@
  *   usage    struct kerf_usage, written by the tenant's processes; kerfd folds the slots of dead ones.
  *   socket   SOCK_SEQPACKET: one kerf_hello in, one kerf_welcome out, then closed by both.
  *
+ * A process maps usage before it says hello and as long as it is attached, whole and once for each copy of the shim: kerfd
+ * reads /proc/PID/maps to see which sessions are gone after an exec.
+ *
  * vgpu/region mirrors every struct in Go; its parity test compiles this file and compares each offset.
  * All words are little-endian and naturally aligned; a change of layout raises KERF_REGION_VERSION.
  *
