@@ -1,0 +1,111 @@
+// Package bench measures what Kerf costs, and keeps the one format in which it says so.
+//
+// A scenario measures native (the driver library directly) and sliced (the same program under `kerf run`)
+// in alternation within one run, so that whatever else the machine does falls on both. Baselines are
+// measured, never quoted. Ids are GPU-Virt-Bench's where that suite has the metric, so that numbers can be
+// laid beside others', but what is measured and how is said here; ids of Kerf's own start with KF-.
+//
+// Every report says whether the GPU was simulated. On a simulated one with a driver that costs nothing the
+// added time is Kerf's own and exact; on a real one the ratio is what a program feels.
+package bench
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/kerf-gpu/kerf/bench/rig"
+)
+
+// Scenario is a set of metrics that are measured together.
+type Scenario struct {
+	Name  string
+	About string
+	run   func(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error)
+}
+
+// Scenarios is every scenario there is.
+var Scenarios = []Scenario{
+	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", runOverhead},
+}
+
+// Options of Run.
+type Options struct {
+	Bin      string // directory of kerf and kerfd; "": beside the running binary
+	Profile  string // simulate this profile even where a GPU is there
+	Quick    bool   // a tenth of the samples: shows that all works, too few for a p99
+	Progress func(line string)
+}
+
+// Run measures the named scenarios, each with a kerfd of its own.
+func Run(ctx context.Context, names []string, options Options) (Report, error) {
+	report := Report{Schema: Schema, Env: hostEnv(time.Now())}
+	for _, name := range names {
+		scenario, err := find(name)
+		if err != nil {
+			return Report{}, err
+		}
+		if err := report.add(ctx, scenario, options); err != nil {
+			return Report{}, fmt.Errorf("scenario %s: %w", name, err)
+		}
+	}
+	return report, nil
+}
+
+func find(name string) (Scenario, error) {
+	var known []string
+	for _, scenario := range Scenarios {
+		if scenario.Name == name {
+			return scenario, nil
+		}
+		known = append(known, scenario.Name)
+	}
+	return Scenario{}, fmt.Errorf("no scenario '%s': there is %s", name, strings.Join(known, ", "))
+}
+
+func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (err error) {
+	on, err := rig.Start(ctx, rig.Options{Bin: options.Bin, Profile: options.Profile, ZeroCost: true})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closed := on.Close(); err == nil {
+			err = closed
+		}
+	}()
+	results, card, err := scenario.run(ctx, on, options)
+	if err != nil {
+		return err
+	}
+	r.Env.Card, r.Env.Driver, r.Env.Simulated = card, on.DriverVersion(), on.Simulated
+	for _, one := range results {
+		one.Scenario, one.Simulated = scenario.Name, on.Simulated
+		one.Judge()
+		r.Results = append(r.Results, one)
+	}
+	return nil
+}
+
+// MissedError says which targets a run missed; the command ends with its exit code.
+type MissedError struct{ Missed []Result }
+
+func (e MissedError) Error() string {
+	var lines []string
+	for _, one := range e.Missed {
+		lines = append(lines, fmt.Sprintf("%s %s: %s %s, p99 %s; target %s", one.ID, one.Name, one.Basis,
+			quantity(one.Bounded(), one.Unit), quantity(one.BoundedP99(), one.Unit), one.targets()))
+	}
+	return "targets missed: " + strings.Join(lines, "; ")
+}
+
+// ExitCode tells a missed target from a bench that could not run.
+func (MissedError) ExitCode() int { return 3 }
+
+// Check is nil where every target was met, else a MissedError.
+func (r Report) Check() error {
+	if missed := r.Missed(); len(missed) > 0 {
+		return MissedError{missed}
+	}
+	return nil
+}
