@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/kerf-gpu/kerf/bench/rig"
 )
@@ -53,13 +54,36 @@ var overheadSlice = rig.Slice{Memory: "48Gi"}
 
 // plan is how often things are repeated. Processes differ among themselves (where the loader and the
 // allocator put things), rounds differ by what else the machine does: both need repeating.
-type plan struct{ pairs, rounds, inits int }
+//
+// A real card's contexts and process starts take a thousand times as long as a simulated one's, so a metric
+// ends early when its time is up, but not before it has leastRepeats.
+type plan struct {
+	pairs, rounds, inits int
+	perMetric            time.Duration // for a metric of one pair, or for all starts of an init metric
+}
+
+const leastRepeats = 2
 
 func planOf(options Options) plan {
 	if options.Quick {
-		return plan{pairs: 1, rounds: 3, inits: 2}
+		return plan{pairs: 1, rounds: 4, inits: 2, perMetric: 3 * time.Second}
 	}
-	return plan{pairs: 5, rounds: 20, inits: 15}
+	return plan{pairs: 5, rounds: 20, inits: 15, perMetric: 10 * time.Second}
+}
+
+// repeats counts up to most, and stops early when the time is up.
+func (p plan) repeats(most int) func(yield func(int) bool) {
+	return func(yield func(int) bool) {
+		end := time.Now().Add(p.perMetric)
+		for i := range most {
+			if i >= leastRepeats && time.Now().After(end) {
+				return
+			}
+			if !yield(i) {
+				return
+			}
+		}
+	}
 }
 
 func runOverhead(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) {
@@ -71,7 +95,7 @@ func runOverhead(ctx context.Context, on *rig.Rig, options Options) ([]Result, s
 	for pair := range how.pairs {
 		options.progress("calls: process pair %d of %d", pair+1, how.pairs)
 		var err error
-		if card, err = measurePair(ctx, on, how.rounds, both); err != nil {
+		if card, err = measurePair(ctx, on, how, both); err != nil {
 			return nil, "", err
 		}
 	}
@@ -81,7 +105,7 @@ func runOverhead(ctx context.Context, on *rig.Rig, options Options) ([]Result, s
 	}
 	for _, metric := range initMetrics {
 		options.progress("%s", metric.name)
-		got, err := measureInit(ctx, on, metric, how.inits)
+		got, err := measureInit(ctx, on, metric, how)
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", metric.name, err)
 		}
@@ -98,7 +122,7 @@ func (o Options) progress(format string, args ...any) {
 
 // measurePair starts one native and one sliced probe, both pinned to the same CPU, and has them measure each
 // metric in turn. Only the one that measures runs; who goes first alternates too.
-func measurePair(ctx context.Context, on *rig.Rig, rounds int, both map[string]*sides) (card string, err error) {
+func measurePair(ctx context.Context, on *rig.Rig, how plan, both map[string]*sides) (card string, err error) {
 	native, err := startProbe(on.Native(ctx, on.Tenant(probeProgram), "serve"))
 	if err != nil {
 		return "", fmt.Errorf("native probe: %w", err)
@@ -116,7 +140,7 @@ func measurePair(ctx context.Context, on *rig.Rig, rounds int, both map[string]*
 			got = &sides{}
 			both[metric.probe] = got
 		}
-		for round := range rounds {
+		for round := range how.repeats(how.rounds) {
 			turns := []turn{{native, &got.native}, {sliced, &got.sliced}}
 			if round%2 == 1 {
 				turns[0], turns[1] = turns[1], turns[0]
@@ -137,10 +161,10 @@ type turn struct {
 }
 
 // measureInit times cuInit of fresh processes, native and sliced by turns.
-func measureInit(ctx context.Context, on *rig.Rig, metric initMetric, times int) (*sides, error) {
+func measureInit(ctx context.Context, on *rig.Rig, metric initMetric, how plan) (*sides, error) {
 	got := &sides{}
 	args := []string{metric.mode, fmt.Sprint(metric.others)}
-	for range times {
+	for range how.repeats(how.inits) {
 		native, err := runInit(on.Native(ctx, on.Tenant(probeProgram), args...))
 		if err != nil {
 			return nil, fmt.Errorf("native probe: %w", err)

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kerf-gpu/kerf/bench"
+	"github.com/kerf-gpu/kerf/cmd/internal/version"
+)
+
+func benchCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure what Kerf costs",
+		Long: "Measure what Kerf costs. A scenario starts a kerfd of its own, on the real GPU where there is one, else on a\n" +
+			"simulated one that costs nothing, and measures native and sliced programs in alternation.",
+	}
+	cmd.AddCommand(benchListCommand(), benchRunCommand())
+	return cmd
+}
+
+func benchListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the scenarios",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			for _, scenario := range bench.Scenarios {
+				fmt.Fprintf(table, "%s\t%s\n", scenario.Name, scenario.About)
+			}
+			return table.Flush()
+		},
+	}
+}
+
+// benchFlags are the flags of bench run.
+type benchFlags struct {
+	json, check bool
+	out         string
+	options     bench.Options
+}
+
+func benchRunCommand() *cobra.Command {
+	var flags benchFlags
+	cmd := &cobra.Command{
+		Use:   "run SCENARIO…",
+		Short: "Run scenarios and print their results",
+		Long: "Run scenarios and print their results (format " + bench.Schema + " with --json).\n" +
+			"Exit: 0 measured, 1 could not measure, 3 a target was missed under --check.",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, names []string) error { return runBench(cmd, names, flags) },
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			for _, scenario := range bench.Scenarios {
+				names = append(names, scenario.Name)
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	cmd.Flags().BoolVar(&flags.json, "json", false, "print "+bench.Schema)
+	cmd.Flags().BoolVar(&flags.check, "check", false, "exit 3 when a target is missed")
+	cmd.Flags().StringVar(&flags.out, "out", "", "write "+bench.Schema+" to this file too")
+	cmd.Flags().StringVar(&flags.options.Profile, "simulate", "", "simulate this profile even where a GPU is there")
+	cmd.Flags().BoolVar(&flags.options.Quick, "quick", false, "few samples: shows that all works, too few for a p99")
+	return cmd
+}
+
+func runBench(cmd *cobra.Command, names []string, flags benchFlags) error {
+	flags.options.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), "bench:", line) }
+	report, err := bench.Run(cmd.Context(), names, flags.options)
+	if err != nil {
+		return err
+	}
+	report.Env.Kerf = version.Version
+	if flags.out != "" {
+		if err := writeFile(flags.out, report.WriteJSON); err != nil {
+			return err
+		}
+	}
+	print := report.WriteTable
+	if flags.json {
+		print = report.WriteJSON
+	}
+	if err := print(cmd.OutOrStdout()); err != nil {
+		return err
+	}
+	if flags.check {
+		return report.Check()
+	}
+	return nil
+}
+
+func writeFile(path string, write func(io.Writer) error) (err error) {
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	return write(file)
+}
