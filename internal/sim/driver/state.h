@@ -20,7 +20,9 @@
  * whoever opens nvidiactl in a process that may also use CUDA keeps that descriptor until exit.
  *
  * Slots outlive their owners: a dead owner's numbers stand until someone reaps them. Reap = under ctl.lock,
- * find lock free, zero slot s in every sim_gpu under its lock (total -= used), clear proc[s].
+ * find lock free, clear proc[s].pid, and in each GPU that one can see, under its lock, zero use[s]
+ * (total -= used). Who sees only some of the GPUs leaves stale numbers in the others: a reader counts use[s]
+ * only if proc[s] is alive and use[s].generation == proc[s].generation, and reaps it otherwise.
  * Lock order: sim_ctl.lock, then sim_gpu.lock, then sim_engine.lock.
  */
 #ifndef KERF_SIM_STATE_H
@@ -69,7 +71,8 @@ struct sim_ctl {
 	uint32_t cuda_version;  /* as cuDriverGetVersion: 13000 */
 	char     driver_version[32]; /* 580.95.05 */
 	char     nvml_version[32];   /* 13.580.95.05 */
-	uint8_t  pad0[40];
+	uint32_t event_futex;   /* futex word, raised with each event of any GPU, after the GPU's own */
+	uint8_t  pad0[36];
 	struct sim_lock lock;   /* guards proc[] */
 	struct sim_proc proc[SIM_MAX_PROCS];
 };
@@ -149,7 +152,7 @@ struct sim_use { /* 128 bytes */
 	uint64_t context;       /* of it: contexts */
 	uint64_t managed;       /* of it: managed memory */
 	uint32_t contexts;      /* count */
-	uint32_t reserved0;
+	uint32_t generation;    /* sim_proc.generation of the writer: if it differs, these numbers are a dead owner's */
 	uint64_t busy_compute_ns, busy_h2d_ns, busy_d2h_ns; /* engine time had: the ground truth for shares */
 	uint64_t kernels, copies, launch_errors;            /* counts */
 	uint64_t allocs, frees, refused;                    /* counts; refused: out of memory */
@@ -206,7 +209,8 @@ struct sim_health { /* 384 bytes */
 	uint64_t util_sampled_ns, util_sampled_busy; /* the sampler's own: busy_ns of the compute engine at that time */
 	uint64_t pcie_replays;
 	uint32_t persistence, compute_mode, fan_percent, performance_state;
-	uint8_t  reserved[224];
+	uint64_t nvml_hang_until_ns; /* CLOCK_MONOTONIC: until then NVML's calls on this GPU block */
+	uint8_t  reserved[216];
 };
 
 struct sim_gpu {
