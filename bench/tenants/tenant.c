@@ -70,7 +70,7 @@ static void load_kernels(struct tenant *tenant)
 	CU(tenant, cuModuleLoadData(&module, kernels_ptx));
 	struct { const char *name; CUfunction *into; } wanted[] = {
 		{"kerf_fill", &tenant->fill}, {"kerf_checksum", &tenant->checksum},
-		{"kerf_saxpy", &tenant->saxpy}, {"kerf_spin", &tenant->spin},
+		{"kerf_spin", &tenant->spin},
 	};
 	for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
 		CU(tenant, cuModuleGetFunction(wanted[i].into, module, wanted[i].name));
@@ -128,6 +128,12 @@ void tenant_fill(struct tenant *tenant, CUdeviceptr p, size_t bytes, uint32_t se
 }
 
 static uint32_t pattern_word(uint64_t i, uint32_t seed) { return (uint32_t)i * 2654435761u + seed; }
+
+void tenant_pattern(uint32_t *words, size_t bytes, uint32_t seed)
+{
+	for (size_t i = 0; i < bytes / sizeof *words; i++)
+		words[i] = pattern_word(i, seed);
+}
 
 /* What kerf_checksum finds in memory as kerf_fill left it. */
 static uint64_t expected_sum(uint64_t words, uint32_t seed)

@@ -22,7 +22,7 @@ struct tenant {
 	size_t free_at_start; /* with this context there */
 	CUdevice device;
 	CUcontext context;
-	CUfunction fill, checksum, saxpy, spin;
+	CUfunction fill, checksum, spin;
 	CUdeviceptr sum;      /* where checksum leaves its result */
 	uint64_t verified, wrong; /* regions read back, and how many were not as written */
 };
@@ -41,9 +41,10 @@ void tenant_close(struct tenant *tenant);
 /* Free bytes by cuMemGetInfo. */
 size_t tenant_free_bytes(const struct tenant *tenant);
 
-/* Writes a pattern of `seed` over bytes (a multiple of 4) at p by a kernel; tenant_verify reads it back by
- * another, counts in verified and wrong, and returns 0 where it is as written. */
+/* Writes a pattern of `seed` over bytes (a multiple of 4) at p by a kernel, or on the host. tenant_verify reads
+ * it back from the GPU by another kernel, counts in verified and wrong, and returns 0 where it is as written. */
 void tenant_fill(struct tenant *tenant, CUdeviceptr p, size_t bytes, uint32_t seed);
+void tenant_pattern(uint32_t *words, size_t bytes, uint32_t seed);
 int tenant_verify(struct tenant *tenant, CUdeviceptr p, size_t bytes, uint32_t seed);
 
 /* Keeps the GPU busy for so many microseconds, in the stream. */

@@ -1,5 +1,5 @@
-/* train: a training job as the GPU sees it: weights and activations held for its whole life, one long
- * sequence of kernels, now and then a checksum. Prints steps a second. */
+/* train: a training job as the GPU sees it: weights held for its whole life, a batch copied in for each step,
+ * one long sequence of kernels, now and then a checksum. Prints steps a second. */
 #include <stdio.h>
 
 #include "options.h"
@@ -10,19 +10,41 @@ struct train {
 	uint64_t memory, micros;
 	double seconds;
 	struct holding held;
+	uint32_t *batch;   /* page-locked */
+	CUdeviceptr input; /* where the batch goes */
 	uint64_t steps;
 };
 
-enum { VERIFY_EVERY = 16 }; /* steps */
+enum { BATCH = 256 << 10, VERIFY_EVERY = 16 /* steps */ };
 
-/* One step: compute, then an update of the weights, as a forward and a backward pass would be. */
+static void prepare_batches(struct train *train)
+{
+	void *batch;
+	CU(&train->tenant, cuMemAllocHost_v2(&batch, BATCH));
+	CU(&train->tenant, cuMemAlloc_v2(&train->input, BATCH));
+	train->batch = batch;
+}
+
+static void drop_batches(struct train *train)
+{
+	CU(&train->tenant, cuMemFree_v2(train->input));
+	CU(&train->tenant, cuMemFreeHost(train->batch));
+}
+
 static void step(struct train *train)
 {
 	struct tenant *tenant = &train->tenant;
+	uint32_t seed = (uint32_t)(train->steps / VERIFY_EVERY);
+	int verify = train->steps % VERIFY_EVERY == 0;
+	if (verify) /* new data, so that old data cannot pass for it */
+		tenant_pattern(train->batch, BATCH, seed);
+	CU(tenant, cuMemcpyHtoDAsync_v2(train->input, train->batch, BATCH, NULL));
 	tenant_spin(tenant, NULL, train->micros);
 	CU(tenant, cuStreamSynchronize(NULL));
-	if (train->steps % VERIFY_EVERY == 0)
-		holding_verify_one(tenant, &train->held, train->steps / VERIFY_EVERY);
+	if (verify) {
+		tenant_verify(tenant, train->input, BATCH, seed);
+		holding_verify_one(tenant, &train->held, seed);
+	}
 	train->steps++;
 }
 
@@ -53,6 +75,7 @@ int main(int argc, char **argv)
 	options_read(argc, argv, "holds weights, runs steps, verifies them", rows, sizeof rows / sizeof rows[0]);
 	tenant_stop_on_signals();
 	tenant_open(&train.tenant, "train");
+	prepare_batches(&train);
 	holding_take(&train.tenant, &train.held, train.memory, 1);
 
 	double start = now_seconds();
@@ -62,6 +85,7 @@ int main(int argc, char **argv)
 	int wrong = holding_verify(&train.tenant, &train.held);
 	report(&train, elapsed);
 	holding_release(&train.tenant, &train.held);
+	drop_batches(&train);
 	tenant_close(&train.tenant);
 	return wrong || train.tenant.wrong;
 }
