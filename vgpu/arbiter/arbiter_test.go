@@ -1,0 +1,426 @@
+package arbiter
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/region"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+const testShare = "0123456789abcdef"
+
+var testGPU = node.UUID{7}
+
+// fakeNVML keeps what each process has on the one GPU.
+type fakeNVML struct {
+	mu   sync.Mutex
+	used map[int]node.Bytes
+	err  error
+}
+
+func (f *fakeNVML) set(pid int, bytes node.Bytes) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.used[pid] = bytes
+}
+
+func (f *fakeNVML) ProcessMemory(node.UUID) (map[int]node.Bytes, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make(map[int]node.Bytes)
+	for pid, bytes := range f.used {
+		out[pid] = bytes
+	}
+	return out, f.err
+}
+
+// rig is a server on a directory, which can be restarted.
+type rig struct {
+	t      *testing.T
+	dir    string
+	nvml   *fakeNVML
+	server *Server
+	stop   func()
+	events chan Event
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kerf") // t.TempDir is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	r := &rig{t: t, dir: dir, nvml: &fakeNVML{used: make(map[int]node.Bytes)}, events: make(chan Event, 1000)}
+	r.start(nil)
+	if err := r.server.Add(spec()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.stop() })
+	return r
+}
+
+func spec() Spec {
+	return Spec{ID: testShare, UID: os.Getuid(), Simulated: true, Grant: share.Grant{Devices: []share.Device{{UUID: testGPU, Memory: node.GiB}}}}
+}
+
+func (r *rig) start(restore []Spec) {
+	r.t.Helper()
+	server, err := New(Config{Shares: filepath.Join(r.dir, "shares"), Sessions: filepath.Join(r.dir, "sessions"), Memory: r.nvml, Now: time.Now,
+		Notify: func(e Event) { r.events <- e }})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := server.Restore(restore); err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	r.server = server
+	r.stop = func() { cancel(); <-done }
+}
+
+// device waits until the share's memory is as wanted: sessions end and NVML is read in their own time.
+func (r *rig) wait(what string, ok func(ShareState) bool) ShareState {
+	r.t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		state := r.server.State()[0]
+		if ok(state) {
+			return state
+		}
+		if time.Now().After(deadline) {
+			r.t.Fatalf("%s: not within 10 s; last state %+v", what, state)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+func charged(want node.Bytes) func(ShareState) bool {
+	return func(s ShareState) bool { return s.Devices[0].Charged == want }
+}
+
+// tenant is a process that speaks the shim's part; see tenantMain.
+type tenant struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Scanner
+}
+
+func (r *rig) tenant() *tenant {
+	r.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "KERF_TEST_TENANT="+filepath.Join(r.dir, "shares", testShare))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = cmd.Process.Kill(); _, _ = cmd.Process.Wait() })
+	return &tenant{r.t, cmd, in, bufio.NewScanner(out)}
+}
+
+func (c *tenant) do(command string) string {
+	c.t.Helper()
+	if _, err := fmt.Fprintln(c.in, command); err != nil {
+		c.t.Fatal(err)
+	}
+	if !c.out.Scan() {
+		c.t.Fatalf("%s: the tenant has died", command)
+	}
+	return c.out.Text()
+}
+
+func (c *tenant) kill() {
+	_ = c.cmd.Process.Kill()
+	_, _ = c.cmd.Process.Wait()
+}
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("KERF_TEST_TENANT"); dir != "" {
+		tenantMain(dir)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// tenantMain attaches and changes its pages as told on stdin.
+func tenantMain(dir string) {
+	var usage *region.File[region.Usage]
+	var slot *region.Slot
+	scanner := bufio.NewScanner(os.Stdin)
+	for scanner.Scan() {
+		var verb string
+		var n int64
+		_, _ = fmt.Sscan(scanner.Text(), &verb, &n)
+		answer := "ok"
+		switch verb {
+		case "attach", "attach-version":
+			var err error
+			if usage, err = region.Open[region.Usage](filepath.Join(dir, usageFile)); err != nil {
+				answer = err.Error()
+				break
+			}
+			w := hello(dir, uint32(n))
+			answer = fmt.Sprintf("%d %s", w.Status, text(w.Reason[:]))
+			slot = &usage.Page.Slot[w.Slot]
+		case "charge":
+			atomic.AddUint64(&slot.Enter, 1)
+			atomic.AddUint64(&slot.Charged[0], uint64(n))
+			usage.Page.Add(0, n)
+			atomic.AddUint64(&slot.Leave, 1)
+		case "half": // what a process leaves behind that is killed between the two words
+			atomic.AddUint64(&slot.Enter, 1)
+			atomic.AddUint64(&slot.Charged[0], uint64(n))
+		case "sum": // scribble
+			atomic.StoreUint64(&usage.Page.Sum[0].Charged, uint64(n))
+		case "truncate":
+			_ = os.Truncate(filepath.Join(dir, usageFile), 0)
+		case "exec":
+			if err := syscall.Exec("/bin/cat", []string{"cat"}, nil); err != nil {
+				answer = err.Error()
+			}
+		}
+		fmt.Println(answer)
+	}
+}
+
+func hello(dir string, version uint32) region.Welcome {
+	conn, err := net.Dial("unixpacket", filepath.Join(dir, socketFile))
+	if err != nil {
+		return *refuse(99, err.Error())
+	}
+	defer func() { _ = conn.Close() }()
+	h := region.Hello{Magic: region.Magic, Version: max(version, region.Version), Kind: region.HelloAttach}
+	copy(h.Comm[:], "ten\nant")
+	_, _ = conn.Write(unsafe.Slice((*byte)(unsafe.Pointer(&h)), unsafe.Sizeof(h)))
+	var w region.Welcome
+	_, _ = io.ReadFull(conn, unsafe.Slice((*byte)(unsafe.Pointer(&w)), unsafe.Sizeof(w)))
+	return w
+}
+
+func attached(t *testing.T, r *rig) *tenant {
+	t.Helper()
+	c := r.tenant()
+	if got := c.do("attach"); got != "0 " {
+		t.Fatalf("attach answered %q", got)
+	}
+	return c
+}
+
+func TestDeathGivesBack(t *testing.T) {
+	r := newRig(t)
+	a, b := attached(t, r), attached(t, r)
+	a.do("charge 1000")
+	b.do("charge 500")
+	r.wait("both charged", charged(1500))
+	a.kill()
+	state := r.wait("one dead", charged(500))
+	if len(state.Sessions) != 1 || state.Sessions[0].PID != b.cmd.Process.Pid || state.Sessions[0].Command != "ten?ant" {
+		t.Errorf("sessions %+v, want the one of %d", state.Sessions, b.cmd.Process.Pid)
+	}
+	b.kill()
+	r.wait("both dead", charged(0))
+}
+
+// A process that is killed between its slot and the sum leaves them apart by its last change.
+func TestDeathInTheMiddleOfAChange(t *testing.T) {
+	r := newRig(t)
+	a, b := attached(t, r), attached(t, r)
+	b.do("charge 500")
+	a.do("charge 100")
+	a.do("half 1000")
+	a.kill()
+	state := r.wait("settled", charged(500))
+	if state.Tampered != "" {
+		t.Errorf("flagged: %s", state.Tampered)
+	}
+}
+
+func TestExecEndsTheSession(t *testing.T) {
+	r := newRig(t)
+	a := attached(t, r)
+	a.do("charge 1000")
+	if _, err := fmt.Fprintln(a.in, "exec"); err != nil {
+		t.Fatal(err)
+	}
+	state := r.wait("exec'd", charged(0))
+	if len(state.Sessions) != 0 {
+		t.Errorf("sessions %+v, want none", state.Sessions)
+	}
+	if err := a.cmd.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the process itself should live: %v", err)
+	}
+}
+
+func TestScribbledSumIsFlagged(t *testing.T) {
+	r := newRig(t)
+	a := attached(t, r)
+	a.do("charge 1000")
+	a.do("sum 0")
+	state := r.wait("flagged", func(s ShareState) bool { return s.Tampered != "" })
+	if state.Devices[0].Charged != 1000 {
+		t.Errorf("the sum is %d, want it set right to 1000", state.Devices[0].Charged)
+	}
+	policy, err := region.Open[region.Policy](filepath.Join(r.dir, "shares", testShare, policyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = policy.Close() }()
+	if policy.Page.Flags&region.FlagTampered == 0 {
+		t.Error("the policy does not tell the shim")
+	}
+	a.kill()
+	r.wait("unflagged once nobody is left", func(s ShareState) bool { return s.Tampered == "" && s.Devices[0].Charged == 0 })
+}
+
+func TestTruncatedPageIsFlagged(t *testing.T) {
+	r := newRig(t)
+	a := attached(t, r)
+	a.do("truncate")
+	r.wait("flagged", func(s ShareState) bool { return strings.Contains(s.Tampered, "truncated") })
+}
+
+func TestRestartLosesNothing(t *testing.T) {
+	r := newRig(t)
+	a, b := attached(t, r), attached(t, r)
+	a.do("charge 1000")
+	b.do("charge 500")
+	r.stop()
+	b.kill()            // while kerfd is away
+	a.do("charge 3000") // likewise
+	r.start([]Spec{spec()})
+	state := r.wait("taken up again", charged(4000))
+	if len(state.Sessions) != 1 || state.Tampered != "" {
+		t.Errorf("state %+v, want one session and no flag", state)
+	}
+	c := attached(t, r)
+	c.do("charge 7")
+	a.kill()
+	r.wait("the old session ends", charged(7))
+}
+
+func TestRestoreRemovesWhatNobodyHolds(t *testing.T) {
+	r := newRig(t)
+	r.stop()
+	r.start(nil)
+	if entries, _ := os.ReadDir(filepath.Join(r.dir, "shares")); len(entries) != 0 {
+		t.Errorf("left over: %v", entries)
+	}
+}
+
+func TestImplicitBytes(t *testing.T) {
+	r := newRig(t)
+	a := r.tenant()
+	r.nvml.set(a.cmd.Process.Pid, 512*node.MiB) // its context
+	a.do("attach")
+	implicit := func(want node.Bytes) func(ShareState) bool {
+		return func(s ShareState) bool { return s.Devices[0].Implicit == want }
+	}
+	r.wait("context seen", implicit(512*node.MiB))
+	a.do("charge 1048576")
+	r.nvml.set(a.cmd.Process.Pid, 513*node.MiB)
+	r.wait("a charge is not implicit", func(s ShareState) bool { return s.Devices[0].Used() == 513*node.MiB })
+	a.kill()
+	r.wait("nothing left", func(s ShareState) bool { return s.Devices[0].Used() == 0 })
+}
+
+func TestRefusals(t *testing.T) {
+	r := newRig(t)
+	c := r.tenant()
+	if got := c.do("attach-version 9"); !strings.HasPrefix(got, "1 the shim has region version 9, kerfd has 1; install both") {
+		t.Errorf("another version: %q", got)
+	}
+	conn, err := net.Dial("unixpacket", filepath.Join(r.dir, "shares", testShare, socketFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = conn.Write([]byte("GET / HTTP/1.1"))
+	answer := make([]byte, 512)
+	n, _ := conn.Read(answer)
+	if !strings.Contains(string(answer[:n]), "not a hello") {
+		t.Errorf("another protocol: %q", answer[:n])
+	}
+	if err := r.server.Remove(testShare); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.do("attach"); !strings.Contains(got, "no such file") {
+		t.Errorf("after the share's end: %q", got)
+	}
+}
+
+func TestLongPathIsRefusedInWords(t *testing.T) {
+	r := newRig(t)
+	long := spec()
+	long.ID = strings.Repeat("x", 120)
+	if err := r.server.Add(long); err == nil || !strings.Contains(err.Error(), "shorter run directory") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestDrift(t *testing.T) {
+	rest := func(bytes uint64) region.Snapshot {
+		return region.Snapshot{Charged: [region.MaxDevices]uint64{bytes}, Enter: 3, Leave: 3}
+	}
+	busy := rest(10)
+	busy.Enter++
+	for _, tt := range []struct {
+		name  string
+		r     reading
+		still bool
+		drift int64
+	}{
+		{"agrees", reading{[]region.Snapshot{rest(10), rest(5)}, []region.Snapshot{rest(10), rest(5)}, [region.MaxDevices]uint64{15}}, true, 0},
+		{"sum too small", reading{[]region.Snapshot{rest(10)}, []region.Snapshot{rest(10)}, [region.MaxDevices]uint64{4}}, true, 6},
+		{"sum too large", reading{[]region.Snapshot{rest(10)}, []region.Snapshot{rest(10)}, [region.MaxDevices]uint64{14}}, true, -4},
+		{"in the middle of a change", reading{[]region.Snapshot{busy}, []region.Snapshot{busy}, [region.MaxDevices]uint64{0}}, false, 10},
+		{"changed meanwhile", reading{[]region.Snapshot{rest(9)}, []region.Snapshot{rest(10)}, [region.MaxDevices]uint64{9}}, false, 1},
+		{"nobody", reading{}, true, 0},
+	} {
+		if got := tt.r.still(); got != tt.still {
+			t.Errorf("%s: still %v", tt.name, got)
+		}
+		if got := tt.r.drift()[0]; got != tt.drift {
+			t.Errorf("%s: drift %d, want %d", tt.name, got, tt.drift)
+		}
+	}
+}
+
+func TestCountMappings(t *testing.T) {
+	const maps = "7f01-7f02 rw-s 00000000 00:1b 42      /run/kerf/shares/a/usage\n" +
+		"7f03-7f04 rw-s 00001000 00:1b 42      /run/kerf/shares/a/usage\n" +
+		"7f05-7f06 rw-s 00000000 00:1b 43      /run/kerf/shares/b/usage\n" +
+		"7f06-7f07 r--s 00000000 00:1b 42      /run/kerf/shares/a/usage\n" +
+		"7f07-7f08 rw-p 00000000 00:00 0\n" +
+		"7f09-7f0a rw-s 00000000 00:1b 42      /run/kerf/shares/a/usage\n"
+	n, err := countMappings(bufio.NewScanner(strings.NewReader(maps)), pageID{"00:1b", 42})
+	if diff := cmp.Diff(2, n); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+}

@@ -1,0 +1,179 @@
+package arbiter
+
+import (
+	"cmp"
+	"slices"
+	"sync/atomic"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/region"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// reconcile compares the books with /proc and with NVML.
+func (s *Server) reconcile() {
+	s.notify(s.checkSessions()...)
+	for _, gpu := range s.gpusInUse() {
+		s.reconcileGPU(gpu)
+	}
+}
+
+// checkSessions looks for sessions that ended by exec, sums that drifted, and tenants that say their slot was changed.
+func (s *Server) checkSessions() (events []Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, live := range s.sortedShares() {
+		for _, session := range live.slots {
+			if session == nil || live.slots[session.slot] != session {
+				continue
+			}
+			for _, lost := range s.foldLost(live, session.PID) {
+				events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: lost.PID, Comm: lost.comm, Message: "exec"})
+			}
+		}
+		s.settle(live)
+		if err := region.Guard(func() { s.checkSlots(live) }); err != nil {
+			s.flag(live, err.Error())
+		}
+	}
+	return events
+}
+
+func (s *Server) checkSlots(live *liveShare) {
+	page := live.usage.Page
+	for _, session := range live.slots {
+		if session == nil {
+			continue
+		}
+		if slot := page.Slot[session.slot].Read(); slot.Tampered || slot.Mismatch > 0 {
+			s.flag(live, "a process found its slot changed")
+		}
+	}
+	for d := range live.devices() {
+		used := page.Charged(d) + atomic.LoadUint64(&live.policy.Page.Device[d].Implicit)
+		live.peak[d] = max(live.peak[d], used)
+	}
+}
+
+func (s *Server) gpusInUse() (gpus []node.UUID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, live := range s.shares {
+		for _, d := range live.spec.Grant.Devices {
+			if live.count() > 0 && !slices.Contains(gpus, d.UUID) {
+				gpus = append(gpus, d.UUID)
+			}
+		}
+	}
+	return gpus
+}
+
+// reconcileGPU finds the implicit bytes of every session on one GPU. NVML is asked without the lock.
+func (s *Server) reconcileGPU(gpu node.UUID) {
+	before := s.slotsOn(gpu)
+	used, err := s.config.Memory.ProcessMemory(gpu)
+	if err != nil {
+		s.notify(Event{Kind: MemoryUnknown, Message: err.Error()})
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	after := s.slotsOnLocked(gpu)
+	for key, now := range after {
+		was := before[key]
+		if len(was.slots) != len(now.slots) {
+			continue // a session came or went meanwhile
+		}
+		bytes, ok := implicitBytes(uint64(used[key.pid]), was.slots, now.slots, now.device)
+		if !ok {
+			continue
+		}
+		s.learnContext(gpu, bytes, now)
+		first := now.sessions[0] // a process's implicit bytes are booked on its oldest session
+		first.implicit[now.device] = sample{last: bytes, previous: first.implicit[now.device].last}
+	}
+	for _, live := range s.shares {
+		s.publishImplicit(live)
+	}
+}
+
+// onGPU is one process's sessions in one share, and what their slots held.
+type onGPU struct {
+	device   int
+	sessions []*session
+	slots    []region.Snapshot
+}
+
+type processKey struct {
+	share string
+	pid   int
+}
+
+func (s *Server) slotsOn(gpu node.UUID) map[processKey]onGPU {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.slotsOnLocked(gpu)
+}
+
+func (s *Server) slotsOnLocked(gpu node.UUID) map[processKey]onGPU {
+	found := make(map[processKey]onGPU)
+	for id, live := range s.shares {
+		device := slices.IndexFunc(live.spec.Grant.Devices, func(d share.Device) bool { return d.UUID == gpu })
+		if device < 0 {
+			continue
+		}
+		for _, session := range live.slots {
+			if session == nil {
+				continue
+			}
+			key := processKey{id, session.PID}
+			entry := found[key]
+			entry.device = device
+			entry.sessions = append(entry.sessions, session)
+			_ = region.Guard(func() { entry.slots = append(entry.slots, live.usage.Page.Slot[session.slot].Read()) })
+			found[key] = entry
+		}
+	}
+	for _, entry := range found {
+		sortByStart(entry.sessions)
+	}
+	return found
+}
+
+// learnContext takes the first process that has charged nothing and yet has memory as the price of one context, and the
+// smallest such price seen is kept. From then on a context is charged when it is made, not found a second later.
+func (s *Server) learnContext(gpu node.UUID, bytes uint64, now onGPU) {
+	charged := uint64(0)
+	for i := range now.slots {
+		charged += now.slots[i].Charged[now.device]
+	}
+	known := s.contextBytes[gpu]
+	if bytes == 0 || charged > 0 || known != 0 && bytes >= known {
+		return
+	}
+	s.contextBytes[gpu] = bytes
+	for _, live := range s.shares {
+		for d, device := range live.spec.Grant.Devices {
+			if device.UUID == gpu {
+				atomic.StoreUint64(&live.policy.Page.Device[d].ContextBytes, bytes)
+			}
+		}
+	}
+}
+
+// publishImplicit writes the sum over a share's sessions where the tenants read it.
+func (s *Server) publishImplicit(live *liveShare) {
+	for d := range live.devices() {
+		var total uint64
+		for _, session := range live.slots {
+			if session != nil {
+				total += session.implicit[d].value()
+			}
+		}
+		atomic.StoreUint64(&live.policy.Page.Device[d].Implicit, total)
+	}
+}
+
+func sortByStart(sessions []*session) {
+	slices.SortFunc(sessions, func(a, b *session) int { return cmp.Or(a.started.Compare(b.started), cmp.Compare(a.slot, b.slot)) })
+}

@@ -1,0 +1,271 @@
+package arbiter
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kerf-gpu/kerf/internal/durable"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/region"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// reconcileEvery is how often the books are compared with NVML.
+const reconcileEvery = time.Second
+
+// Memory says how many bytes each process has on a GPU, by the host's pids. internal/nvml does.
+type Memory interface {
+	ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error)
+}
+
+// Event is something that the daemon writes to its log, or acts on.
+type Event struct {
+	Kind    EventKind
+	Share   string
+	PID     int
+	Comm    string
+	Message string
+}
+
+// EventKind is what happened.
+type EventKind string
+
+// The events.
+const (
+	SessionStarted EventKind = "session started"
+	SessionEnded   EventKind = "session ended"
+	Tampered       EventKind = "usage page tampered with"
+	Refused        EventKind = "attach refused"
+	Noted          EventKind = "note from a tenant"
+	MemoryUnknown  EventKind = "memory in use unknown"
+)
+
+// Spec is what a share is made from.
+type Spec struct {
+	ID        string
+	Grant     share.Grant
+	UID       int // who may find the share's directory
+	Strict    bool
+	Simulated bool
+}
+
+// Config is what a Server needs.
+type Config struct {
+	Shares   string // directory of the shares' directories
+	Sessions string // directory of the session records; both live on a tmpfs, as sessions do not outlive a boot
+	Memory   Memory
+	Notify   func(Event) // called without a lock held; must not block for long
+	Now      func() time.Time
+}
+
+// Server is the session server. Its methods may be called from several goroutines.
+type Server struct {
+	config   Config
+	sessions *durable.Store[sessionRecord]
+	soon     chan struct{} // asks for a reconcile before the next second
+
+	// mu guards all below. It is never held while NVML is asked, which may hang.
+	mu           sync.Mutex
+	shares       map[string]*liveShare
+	contextBytes map[node.UUID]uint64 // what one context takes, learned from the first that was seen
+	closed       bool
+}
+
+// New opens the session records. Restore and Run follow.
+func New(config Config) (*Server, error) {
+	for _, dir := range []string{config.Shares, config.Sessions} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // 0711: a share is found by its id, not by listing
+			return nil, fmt.Errorf("open sessions: %w", err)
+		}
+	}
+	sessions, err := durable.Open[sessionRecord](config.Sessions)
+	if err != nil {
+		return nil, fmt.Errorf("open sessions: %w", err)
+	}
+	return &Server{
+		config: config, sessions: sessions, soon: make(chan struct{}, 1),
+		shares: make(map[string]*liveShare), contextBytes: make(map[node.UUID]uint64),
+	}, nil
+}
+
+// Restore brings back the shares of a previous kerfd with their sessions, makes those anew whose directory was lost, and
+// removes directories that no spec names. It is called once, before Run and Add.
+func (s *Server) Restore(specs []Spec) error {
+	records, _, err := s.sessions.Load()
+	if err != nil {
+		return fmt.Errorf("restore sessions: %w", err)
+	}
+	known := make(map[string]bool)
+	for _, spec := range specs {
+		known[spec.ID] = true
+		if err := s.add(spec, records); err != nil {
+			return fmt.Errorf("restore share %s: %w", spec.ID, err)
+		}
+	}
+	for key, record := range records {
+		if !known[record.Share] {
+			_ = s.sessions.Delete(key)
+		}
+	}
+	entries, err := os.ReadDir(s.config.Shares)
+	if err != nil {
+		return fmt.Errorf("restore shares: %w", err)
+	}
+	for _, entry := range entries {
+		if !known[entry.Name()] {
+			if err := os.RemoveAll(filepath.Join(s.config.Shares, entry.Name())); err != nil {
+				return fmt.Errorf("remove share without a grant: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Add puts a new grant in force.
+func (s *Server) Add(spec Spec) error {
+	if err := s.add(spec, nil); err != nil {
+		_ = os.RemoveAll(filepath.Join(s.config.Shares, spec.ID))
+		return fmt.Errorf("open share %s: %w", spec.ID, err)
+	}
+	return nil
+}
+
+// Remove ends a share: no new session, no further allocation, and the directory goes. Sessions that still live keep what
+// they hold until they die, so the caller waits for them before it grants the bytes again.
+func (s *Server) Remove(id string) error {
+	s.mu.Lock()
+	live := s.shares[id]
+	delete(s.shares, id)
+	if live != nil {
+		live.setFlag(region.FlagRevoked)
+		live.close()
+		for _, session := range live.slots {
+			if session != nil {
+				session.stop()
+				_ = s.sessions.Delete(sessionKey(id, session.slot))
+			}
+		}
+	}
+	s.mu.Unlock()
+	if err := os.RemoveAll(filepath.Join(s.config.Shares, id)); err != nil {
+		return fmt.Errorf("remove share %s: %w", id, err)
+	}
+	return nil
+}
+
+// Sessions is how many processes are attached to a share.
+func (s *Server) Sessions(id string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if live := s.shares[id]; live != nil {
+		return live.count()
+	}
+	return 0
+}
+
+// Run reconciles until the context ends. Shares stay in force afterwards, for the next kerfd.
+func (s *Server) Run(ctx context.Context) error {
+	tick := time.NewTicker(reconcileEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return s.shut()
+		case <-tick.C:
+		case <-s.soon:
+		}
+		s.reconcile()
+	}
+}
+
+// shut closes what kerfd holds of the shares and leaves them as they are.
+func (s *Server) shut() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, live := range s.shares {
+		for _, session := range live.slots {
+			if session != nil {
+				session.stop()
+			}
+		}
+		live.close()
+	}
+	clear(s.shares)
+	return s.sessions.Close()
+}
+
+// reconcileSoon asks for a reconcile without waiting for the next second.
+func (s *Server) reconcileSoon() {
+	select {
+	case s.soon <- struct{}{}:
+	default: // one is asked for already
+	}
+}
+
+func (s *Server) notify(events ...Event) {
+	for _, event := range events {
+		s.config.Notify(event)
+	}
+}
+
+func (s *Server) sortedShares() []*liveShare {
+	return slices.SortedFunc(maps.Values(s.shares), func(a, b *liveShare) int {
+		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.spec.ID, b.spec.ID))
+	})
+}
+
+func sessionKey(share string, slot int) string { return fmt.Sprintf("%s.%d", share, slot) }
+
+// liveShare is a share in force.
+type liveShare struct {
+	spec     Spec
+	dir      string
+	policy   *region.File[region.Policy]
+	usage    *region.File[region.Usage]
+	page     pageID
+	listener *net.UnixListener
+	created  time.Time
+
+	slots      [region.MaxSlots]*session
+	generation uint32
+	// interrupted: a session died in the middle of a change, or kerfd did: the sums may be off until they are settled.
+	interrupted bool
+	tampered    string
+	peak        [region.MaxDevices]uint64
+	refused     uint64 // by sessions that have ended
+}
+
+// session is one process attached to a share.
+type session struct {
+	Process
+	comm     string
+	started  time.Time
+	slot     int
+	stop     func()
+	implicit [region.MaxDevices]sample
+}
+
+// sample is the implicit bytes of a session on one device in the last two readings. The larger one counts: an allocation
+// that is charged but not yet made by the driver makes a reading too small, never too large.
+type sample struct{ last, previous uint64 }
+
+func (s sample) value() uint64 { return max(s.last, s.previous) }
+
+// sessionRecord is a session on disk, for the kerfd that comes next.
+type sessionRecord struct {
+	Share      string    `json:"share"`
+	Slot       int       `json:"slot"`
+	Generation uint32    `json:"generation"`
+	Process    Process   `json:"process"`
+	Comm       string    `json:"comm"`
+	Started    time.Time `json:"started"`
+}

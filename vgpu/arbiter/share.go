@@ -1,0 +1,155 @@
+package arbiter
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/region"
+)
+
+// Names in a share's directory. region.h tells tenants the same.
+const (
+	policyFile = "policy"
+	usageFile  = "usage"
+	socketFile = "socket"
+)
+
+// maxSocketPath is the kernel's limit for the path of a unix socket.
+const maxSocketPath = 107
+
+// add makes or finds the share's directory, maps its pages and listens on its socket. records are the sessions that a previous
+// kerfd wrote down; they are taken up again where their process still is what it was.
+func (s *Server) add(spec Spec, records map[string]sessionRecord) error {
+	live := &liveShare{spec: spec, dir: filepath.Join(s.config.Shares, spec.ID), created: s.config.Now()}
+	if err := live.open(); err != nil {
+		live.close()
+		return err
+	}
+	s.mu.Lock()
+	live.writePolicy(s.contextBytes)
+	s.shares[spec.ID] = live
+	events := s.resume(live, records)
+	s.mu.Unlock()
+	go s.accept(live)
+	s.notify(events...)
+	return nil
+}
+
+func (l *liveShare) open() error {
+	socket := filepath.Join(l.dir, socketFile)
+	if len(socket) > maxSocketPath {
+		return fmt.Errorf("socket path %s has %d bytes, the kernel takes %d; use a shorter run directory", socket, len(socket), maxSocketPath)
+	}
+	// Each file appears whole, and the ledger knows of the share before its directory: a kerfd that dies here goes on in Restore.
+	if err := os.Mkdir(l.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(l.dir, l.spec.UID, -1); err != nil {
+			return err
+		}
+	}
+	var err error
+	// 0644: kerfd writes the policy, and the tenant has it under a read-only mount besides.
+	if l.policy, err = openOrCreate[region.Policy](filepath.Join(l.dir, policyFile), 0o644); err != nil {
+		return err
+	}
+	// 0666: a tenant's processes may be of several users. Nobody else can find the directory.
+	if l.usage, err = openOrCreate[region.Usage](filepath.Join(l.dir, usageFile), 0o666); err != nil {
+		return err
+	}
+	if l.page, err = identify(filepath.Join(l.dir, usageFile)); err != nil {
+		return err
+	}
+	return l.listen(socket)
+}
+
+func (l *liveShare) listen(socket string) (err error) {
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a kerfd that was killed
+		return err
+	}
+	l.listener, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	if err != nil {
+		return err
+	}
+	l.listener.SetUnlinkOnClose(false) // a tenant that starts while kerfd restarts then waits for the socket to answer
+	return os.Chmod(socket, 0o666)
+}
+
+func openOrCreate[T region.Policy | region.Usage](path string, mode os.FileMode) (*region.File[T], error) {
+	file, err := region.Open[T](path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return region.Create[T](path, mode)
+	}
+	return file, err
+}
+
+func (l *liveShare) close() {
+	if l.listener != nil {
+		_ = l.listener.Close()
+	}
+	// The pages stay mapped if an accept or a reconcile still runs: they look again under the server's lock and find the share gone.
+	if l.policy != nil {
+		_ = l.policy.Close()
+	}
+	if l.usage != nil {
+		_ = l.usage.Close()
+	}
+}
+
+// writePolicy fills the page with what the grant says. Implicit bytes come from reconcile.
+func (l *liveShare) writePolicy(contextBytes map[node.UUID]uint64) {
+	p := l.policy.Page
+	flags := uint32(0)
+	if l.spec.Strict {
+		flags |= region.FlagStrict
+	}
+	if l.spec.Simulated {
+		flags |= region.FlagSimulated
+	}
+	copy(p.Share[:len(p.Share)-1], l.spec.ID)
+	for i, d := range l.spec.Grant.Devices {
+		device := &p.Device[i]
+		device.UUID = d.UUID
+		atomic.StoreUint64(&device.Limit, uint64(d.Memory))
+		atomic.StoreUint64(&device.Guaranteed, uint64(d.Memory))
+		atomic.StoreUint64(&device.ContextBytes, contextBytes[d.UUID])
+		atomic.StoreUint32(&device.Cores, uint32(d.Cores))
+	}
+	atomic.StoreUint32(&p.Flags, atomic.LoadUint32(&p.Flags)&region.FlagTampered|flags)
+	atomic.StoreUint32(&p.DeviceCount, uint32(len(l.spec.Grant.Devices)))
+	atomic.AddUint64(&p.Epoch, 1)
+	if atomic.LoadUint32(&p.Flags)&region.FlagTampered != 0 { // a previous kerfd saw it
+		l.tampered = "seen before kerfd restarted"
+	}
+}
+
+func (l *liveShare) setFlag(flag uint32) {
+	p := l.policy.Page
+	atomic.StoreUint32(&p.Flags, atomic.LoadUint32(&p.Flags)|flag)
+	atomic.AddUint64(&p.Epoch, 1)
+}
+
+func (l *liveShare) clearFlag(flag uint32) {
+	p := l.policy.Page
+	atomic.StoreUint32(&p.Flags, atomic.LoadUint32(&p.Flags)&^flag)
+	atomic.AddUint64(&p.Epoch, 1)
+}
+
+func (l *liveShare) count() (n int) {
+	for _, session := range l.slots {
+		if session != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// devices are the numbers of the share's GPUs in its pages.
+func (l *liveShare) devices() int { return len(l.spec.Grant.Devices) }

@@ -1,0 +1,133 @@
+package arbiter
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/region"
+)
+
+// ShareState is what a share holds at one moment.
+type ShareState struct {
+	ID       string         `json:"id"`
+	Devices  []DeviceState  `json:"devices"`
+	Sessions []SessionState `json:"sessions"`
+	Refused  uint64         `json:"refused"`            // allocations refused at the limit, since the share began
+	Tampered string         `json:"tampered,omitempty"` // why nothing more is allocated
+}
+
+// DeviceState is a share's memory on one GPU. Charged and Implicit together are what counts against Limit.
+type DeviceState struct {
+	UUID     node.UUID    `json:"uuid"`
+	Index    int          `json:"index"`
+	Limit    node.Bytes   `json:"limit"`
+	Charged  node.Bytes   `json:"charged"`
+	Implicit node.Bytes   `json:"implicit"`
+	Peak     node.Bytes   `json:"peak"`
+	Cores    node.Percent `json:"cores"`
+}
+
+// Used is what counts against the limit.
+func (d DeviceState) Used() node.Bytes { return d.Charged + d.Implicit }
+
+// SessionState is one attached process.
+type SessionState struct {
+	PID      int        `json:"pid"`
+	Command  string     `json:"command"`
+	Since    time.Time  `json:"since"`
+	Charged  node.Bytes `json:"charged"` // over all GPUs
+	Pinned   node.Bytes `json:"hostPinned"`
+	Imported node.Bytes `json:"imported"`
+	Launches uint64     `json:"launches"`
+	Unknown  uint64     `json:"unknown"` // calls that may allocate and are not known
+}
+
+// State is all shares, the oldest first.
+func (s *Server) State() []ShareState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	states := make([]ShareState, 0, len(s.shares))
+	for _, live := range s.sortedShares() {
+		state := ShareState{ID: live.spec.ID, Refused: live.refused, Tampered: live.tampered}
+		if err := region.Guard(func() { live.fillState(&state) }); err != nil {
+			s.flag(live, err.Error())
+			state.Tampered = live.tampered
+		}
+		states = append(states, state)
+	}
+	return states
+}
+
+func (l *liveShare) fillState(state *ShareState) {
+	for d, grant := range l.spec.Grant.Devices {
+		charged := l.usage.Page.Charged(d)
+		implicit := atomic.LoadUint64(&l.policy.Page.Device[d].Implicit)
+		l.peak[d] = max(l.peak[d], charged+implicit)
+		state.Devices = append(state.Devices, DeviceState{
+			UUID: grant.UUID, Index: grant.Index, Limit: grant.Memory, Cores: grant.Cores,
+			Charged: node.Bytes(charged), Implicit: node.Bytes(implicit), Peak: node.Bytes(l.peak[d]),
+		})
+	}
+	for _, session := range l.slots {
+		if session == nil {
+			continue
+		}
+		slot := l.usage.Page.Slot[session.slot].Read()
+		var charged uint64
+		for d := range l.devices() {
+			charged += slot.Charged[d]
+		}
+		state.Refused += slot.Refused
+		state.Sessions = append(state.Sessions, SessionState{
+			PID: session.PID, Command: session.comm, Since: session.started, Charged: node.Bytes(charged), Pinned: node.Bytes(slot.HostPinned),
+			Imported: node.Bytes(slot.Imported), Launches: slot.Launches, Unknown: slot.Unknown,
+		})
+	}
+}
+
+// resume takes up the sessions that a previous kerfd wrote down. Those whose process ended meanwhile are folded.
+func (s *Server) resume(live *liveShare, records map[string]sessionRecord) (events []Event) {
+	found := false
+	for key, record := range records {
+		if record.Share != live.spec.ID || record.Slot < 0 || record.Slot >= region.MaxSlots {
+			continue
+		}
+		found = true
+		session := &session{Process: record.Process, comm: record.Comm, started: record.Started, slot: record.Slot, stop: func() {}}
+		live.generation = max(live.generation, record.Generation)
+		if err := s.begin(live, session); err != nil {
+			live.slots[record.Slot] = session
+			s.fold(live, session)
+			_ = s.sessions.Delete(key)
+			events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: record.Process.PID, Comm: record.Comm, Message: "while kerfd was away"})
+		}
+	}
+	live.interrupted = found // the previous kerfd may have died in the middle of a fold
+	if !found {
+		live.reset()
+		s.clearSlots(live)
+	}
+	return events
+}
+
+// clearSlots empties every slot of a share that has no session on record.
+func (s *Server) clearSlots(live *liveShare) {
+	_ = region.Guard(func() {
+		for i := range live.usage.Page.Slot {
+			live.usage.Page.Slot[i].Release()
+		}
+	})
+}
+
+// Directory is where a share's pages and socket are.
+func (s *Server) Directory(id string) (string, error) {
+	dir := filepath.Join(s.config.Shares, id)
+	if _, err := os.Stat(dir); err != nil {
+		return "", fmt.Errorf("find share %s: %w", id, err)
+	}
+	return dir, nil
+}
