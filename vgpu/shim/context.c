@@ -1,0 +1,194 @@
+/* context.c: what a context takes of a device, and what goes when it goes.
+ *
+ * policy.context_bytes is charged when a context is made; while it is 0 (kerfd has not learned it yet) contexts
+ * show up in `implicit` instead. A context takes its linear memory, arrays and imports with it when it is
+ * destroyed; memory of pools and cuMemCreate belongs to the device and stays.
+ */
+#include "shim.h"
+
+#define MAX_PRIMARY 64
+
+/* The driver counts who retained a primary context; we ask it whether one is active rather than count again. */
+static struct { CUcontext ctx; uint64_t charged; } primary[MAX_PRIMARY];
+static struct lock primary_lock;
+
+static uint64_t context_bytes(const struct device *d)
+{
+	return load_relaxed(&d->share->policy->device[d->index].context_bytes);
+}
+
+static bool active(CUdevice dev)
+{
+	unsigned int flags;
+	int is = 0;
+
+	return !REAL(cuDevicePrimaryCtxGetState)(dev, &flags, &is) && is;
+}
+
+static void lost(const struct book *b)
+{
+	struct device *d = kerf_device(b->ordinal);
+
+	if (b->kind == BOOK_IPC)
+		kerf_add_imported(d, -(int64_t)b->bytes);
+	else
+		kerf_discharge(d, b->bytes);
+}
+
+CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice dev)
+{
+	struct device *d = kerf_device(dev);
+	uint64_t bytes;
+	CUresult r;
+
+	if (!d || !ctx)
+		return real(ctx, dev);
+	lock(&primary_lock);
+	bytes = active(dev) ? 0 : context_bytes(d);
+	r = kerf_charge(d, bytes);
+	if (r == CUDA_SUCCESS) {
+		r = real(ctx, dev);
+		if (r) {
+			kerf_discharge(d, bytes);
+		} else {
+			primary[dev].ctx = *ctx;
+			primary[dev].charged += bytes;
+		}
+	}
+	unlock(&primary_lock);
+	return r;
+}
+
+static CUresult primary_ends(CUresult (*real)(CUdevice), CUdevice dev)
+{
+	struct device *d = kerf_device(dev);
+	CUcontext ended = NULL;
+	CUresult r;
+
+	if (!d)
+		return real(dev);
+	lock(&primary_lock);
+	r = real(dev);
+	if (r == CUDA_SUCCESS && !active(dev)) {
+		kerf_discharge(d, primary[dev].charged);
+		primary[dev].charged = 0;
+		ended = primary[dev].ctx;
+	}
+	unlock(&primary_lock);
+	if (ended)
+		book_sweep((uintptr_t)ended, lost);
+	kerf_pools_refresh();
+	return r;
+}
+
+CUresult on_primary_release(real_on_primary_release real, CUdevice dev)
+{
+	return primary_ends(real, dev);
+}
+
+CUresult on_primary_reset(real_on_primary_reset real, CUdevice dev)
+{
+	return primary_ends(real, dev);
+}
+
+/* --- contexts of the program's own ------------------------------------------------------------------------ */
+
+/* book.extra counts attachments (cuCtxAttach, gone since CUDA 11 but still exported). */
+static CUresult made(struct device *d, CUcontext ctx, uint64_t bytes, CUresult r)
+{
+	struct book b = { .key = (uintptr_t)ctx, .kind = BOOK_CONTEXT, .ordinal = d->ordinal, .bytes = bytes, .extra = 1 };
+
+	if (r == CUDA_SUCCESS && book_put(&b))
+		return r;
+	if (r == CUDA_SUCCESS) {
+		REAL(cuCtxDestroy_v2)(ctx);
+		r = CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	kerf_discharge(d, bytes);
+	return r;
+}
+
+CUresult on_ctx_create(real_on_ctx_create real, CUcontext *ctx, unsigned int flags, CUdevice dev)
+{
+	struct device *d = kerf_device(dev);
+	uint64_t bytes = d ? context_bytes(d) : 0;
+	CUresult r;
+
+	if (!d || !ctx)
+		return real(ctx, flags, dev);
+	r = kerf_charge(d, bytes);
+	if (r)
+		return r;
+	r = real(ctx, flags, dev);
+	return made(d, r ? NULL : *ctx, bytes, r);
+}
+
+CUresult on_ctx_create_v3(real_on_ctx_create_v3 real, CUcontext *ctx, CUexecAffinityParam *affinity, int n, unsigned int flags, CUdevice dev)
+{
+	struct device *d = kerf_device(dev);
+	uint64_t bytes = d ? context_bytes(d) : 0;
+	CUresult r;
+
+	if (!d || !ctx)
+		return real(ctx, affinity, n, flags, dev);
+	r = kerf_charge(d, bytes);
+	if (r)
+		return r;
+	r = real(ctx, affinity, n, flags, dev);
+	return made(d, r ? NULL : *ctx, bytes, r);
+}
+
+CUresult on_ctx_create_v4(real_on_ctx_create_v4 real, CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice dev)
+{
+	struct device *d = kerf_device(dev);
+	uint64_t bytes = d ? context_bytes(d) : 0;
+	CUresult r;
+
+	if (!d || !ctx)
+		return real(ctx, params, flags, dev);
+	r = kerf_charge(d, bytes);
+	if (r)
+		return r;
+	r = real(ctx, params, flags, dev);
+	return made(d, r ? NULL : *ctx, bytes, r);
+}
+
+static CUresult context_ends(CUresult (*real)(CUcontext), CUcontext ctx, bool detach)
+{
+	struct book b;
+	bool booked = book_take(BOOK_CONTEXT, (uintptr_t)ctx, &b);
+	CUresult r = real(ctx);
+
+	if (!booked)
+		return r;
+	if (r || (detach && b.extra > 1)) {
+		b.extra -= r == CUDA_SUCCESS;
+		book_put(&b);
+		return r;
+	}
+	book_sweep((uintptr_t)ctx, lost);
+	kerf_discharge(kerf_device(b.ordinal), b.bytes);
+	return r;
+}
+
+CUresult on_ctx_destroy(real_on_ctx_destroy real, CUcontext ctx)
+{
+	return context_ends(real, ctx, false);
+}
+
+CUresult on_ctx_detach(real_on_ctx_detach real, CUcontext ctx)
+{
+	return context_ends(real, ctx, true);
+}
+
+CUresult on_ctx_attach(real_on_ctx_attach real, CUcontext *ctx, unsigned int flags)
+{
+	CUresult r = real(ctx, flags);
+	struct book b;
+
+	if (r == CUDA_SUCCESS && book_take(BOOK_CONTEXT, (uintptr_t)*ctx, &b)) {
+		b.extra++;
+		book_put(&b);
+	}
+	return r;
+}

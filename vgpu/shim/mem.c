@@ -1,0 +1,215 @@
+/* mem.c: linear, pitched and managed memory, and page-locked host memory. */
+#include "shim.h"
+
+/* Books an allocation that the driver made and the device is charged for. Without memory for the entry the
+ * allocation could never be discharged, so it is refused instead. */
+static CUresult record(struct device *d, CUdeviceptr p, uint64_t bytes)
+{
+	struct book b = { .key = p, .kind = BOOK_LINEAR, .ordinal = d->ordinal, .bytes = bytes, .context = kerf_current_context() };
+
+	if (book_put(&b))
+		return CUDA_SUCCESS;
+	REAL(cuMemFree_v2)(p);
+	kerf_discharge(d, bytes);
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult begin(struct device **d, uint64_t bytes)
+{
+	CUresult r;
+
+	*d = kerf_current_device(&r);
+	return *d ? kerf_charge(*d, bytes) : r;
+}
+
+static CUresult finish(struct device *d, CUresult r, CUdeviceptr p, uint64_t bytes)
+{
+	if (r == CUDA_SUCCESS)
+		return record(d, p, bytes);
+	kerf_discharge(d, bytes);
+	return r;
+}
+
+CUresult on_alloc(real_on_alloc real, CUdeviceptr *p, size_t n)
+{
+	uint64_t bytes = kerf_physical(n);
+	struct device *d;
+	CUresult r;
+
+	if (!p || !n)
+		return real(p, n);
+	r = begin(&d, bytes);
+	if (r)
+		return r;
+	r = real(p, n);
+	return finish(d, r, r ? 0 : *p, bytes);
+}
+
+CUresult on_alloc_v1(real_on_alloc_v1 real, CUdeviceptr_v1 *p, unsigned int n)
+{
+	uint64_t bytes = kerf_physical(n);
+	struct device *d;
+	CUresult r;
+
+	if (!p || !n)
+		return real(p, n);
+	r = begin(&d, bytes);
+	if (r)
+		return r;
+	r = real(p, n);
+	return finish(d, r, r ? 0 : *p, bytes);
+}
+
+CUresult on_alloc_managed(real_on_alloc_managed real, CUdeviceptr *p, size_t n, unsigned int flags)
+{
+	uint64_t bytes = kerf_physical(n);
+	struct device *d;
+	CUresult r;
+
+	if (!p || !n)
+		return real(p, n, flags);
+	r = begin(&d, bytes);
+	if (r)
+		return r;
+	r = real(p, n, flags);
+	return finish(d, r, r ? 0 : *p, bytes);
+}
+
+/* The driver chooses the pitch: charge for the widest one in use (512 bytes' alignment), then correct. */
+static uint64_t pitched_bound(uint64_t width, uint64_t height)
+{
+	uint64_t pitch = (width + 511) & ~511ull;
+
+	if (width > UINT64_MAX / 2 || (height && pitch > UINT64_MAX / 4 / height))
+		return UINT64_MAX / 2;
+	return kerf_physical(pitch * height);
+}
+
+static CUresult settle_pitched(struct device *d, CUdeviceptr p, uint64_t charged, uint64_t pitch, uint64_t height)
+{
+	uint64_t bytes = kerf_physical(pitch * height);
+
+	if (kerf_recharge(d, charged, bytes)) {
+		REAL(cuMemFree_v2)(p);
+		kerf_discharge(d, charged);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	return record(d, p, bytes);
+}
+
+CUresult on_alloc_pitch(real_on_alloc_pitch real, CUdeviceptr *p, size_t *pitch, size_t width, size_t height, unsigned int element)
+{
+	uint64_t bytes = pitched_bound(width, height);
+	struct device *d;
+	CUresult r;
+
+	if (!p || !pitch || !width || !height)
+		return real(p, pitch, width, height, element);
+	r = begin(&d, bytes);
+	if (r)
+		return r;
+	r = real(p, pitch, width, height, element);
+	return r ? finish(d, r, 0, bytes) : settle_pitched(d, *p, bytes, *pitch, height);
+}
+
+CUresult on_alloc_pitch_v1(real_on_alloc_pitch_v1 real, CUdeviceptr_v1 *p, unsigned int *pitch, unsigned int width, unsigned int height, unsigned int element)
+{
+	uint64_t bytes = pitched_bound(width, height);
+	struct device *d;
+	CUresult r;
+
+	if (!p || !pitch || !width || !height)
+		return real(p, pitch, width, height, element);
+	r = begin(&d, bytes);
+	if (r)
+		return r;
+	r = real(p, pitch, width, height, element);
+	return r ? finish(d, r, 0, bytes) : settle_pitched(d, *p, bytes, *pitch, height);
+}
+
+/* The entry leaves the books before the driver frees: the address may be another thread's the moment it is free. */
+static void settle_free(struct book *b, CUresult r)
+{
+	if (r)
+		book_put(b);
+	else
+		kerf_discharge(kerf_device(b->ordinal), b->bytes);
+}
+
+CUresult on_free(real_on_free real, CUdeviceptr p)
+{
+	struct book b;
+	CUresult r;
+
+	if (book_take(BOOK_LINEAR, p, &b)) {
+		r = real(p);
+		settle_free(&b, r);
+		return r;
+	}
+	if (book_take(BOOK_ASYNC, p, &b))
+		return kerf_async_freed(&b, real(p));
+	return real(p);
+}
+
+CUresult on_free_v1(real_on_free_v1 real, CUdeviceptr_v1 p)
+{
+	struct book b;
+	CUresult r;
+
+	if (!book_take(BOOK_LINEAR, p, &b))
+		return real(p);
+	r = real(p);
+	settle_free(&b, r);
+	return r;
+}
+
+/* --- host memory ------------------------------------------------------------------------------------------ */
+
+/* Fails open: it is counted, not limited, so an entry that cannot be written costs a count and nothing else. */
+static CUresult host_taken(CUresult r, const void *p, size_t n)
+{
+	struct book b = { .key = (uintptr_t)p, .kind = BOOK_HOST, .bytes = n };
+
+	if (r == CUDA_SUCCESS && book_put(&b))
+		kerf_add_host_pinned((int64_t)n);
+	return r;
+}
+
+CUresult on_alloc_host(real_on_alloc_host real, void **p, size_t n)
+{
+	CUresult r = real(p, n);
+
+	return host_taken(r, r ? NULL : *p, n);
+}
+
+CUresult on_alloc_host_v1(real_on_alloc_host_v1 real, void **p, unsigned int n)
+{
+	CUresult r = real(p, n);
+
+	return host_taken(r, r ? NULL : *p, n);
+}
+
+CUresult on_host_alloc(real_on_host_alloc real, void **p, size_t n, unsigned int flags)
+{
+	CUresult r = real(p, n, flags);
+
+	return host_taken(r, r ? NULL : *p, n);
+}
+
+CUresult on_host_register(real_on_host_register real, void *p, size_t n, unsigned int flags)
+{
+	return host_taken(real(p, n, flags), p, n);
+}
+
+CUresult on_free_host(real_on_free_host real, void *p)
+{
+	struct book b;
+	bool booked = book_take(BOOK_HOST, (uintptr_t)p, &b);
+	CUresult r = real(p);
+
+	if (booked && r)
+		book_put(&b);
+	else if (booked)
+		kerf_add_host_pinned(-(int64_t)b.bytes);
+	return r;
+}
