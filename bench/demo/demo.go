@@ -97,7 +97,7 @@ func (d *demo) introduce(ctx context.Context) error {
 		return fmt.Errorf("kerfd sees no GPU: nothing to share")
 	}
 	card := top.GPUs[0]
-	d.memory, d.gpu = card.Memory, card.UUID
+	d.memory, d.gpu = uint64(card.Memory), card.UUID.String()
 	if d.on.Simulated {
 		d.say("SIMULATED: this machine has no NVIDIA GPU; kerfd simulates %s. Memory and limits are real, speed is not.", d.on.Profile)
 	} else {
@@ -219,8 +219,8 @@ func (d *demo) grantable(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	for _, card := range top.GPUs {
-		if card.UUID == d.gpu {
-			return card.Memory - card.Granted, nil
+		if card.UUID.String() == d.gpu {
+			return uint64(card.Memory - card.Granted), nil
 		}
 	}
 	return 0, fmt.Errorf("kerf top no longer lists GPU %s", d.gpu)

@@ -59,10 +59,10 @@ static void report(struct serve *serve)
 
 int main(int argc, char **argv)
 {
-	struct serve serve = {.seconds = 10, .micros = 100, .burst = 8, .pause = 0.02, .held.touched = 1 << 20};
+	struct serve serve = {.seconds = 10, .micros = 100, .burst = 8, .pause = 0.02, .held.touched = 256 << 10};
 	const struct option_row rows[] = {
 		{"memory", OPTION_BYTES, &serve.memory, "bytes to hold (nine tenths of what is free)"},
-		{"touch", OPTION_BYTES, &serve.held.touched, "bytes of each 64 MiB that carry data (1Mi)"},
+		{"touch", OPTION_BYTES, &serve.held.touched, "bytes of each 64 MiB that carry data (256Ki)"},
 		{"request", OPTION_COUNT, &serve.micros, "microseconds of GPU time a request (100)"},
 		{"burst", OPTION_COUNT, &serve.burst, "requests in a burst (8)"},
 		{"pause", OPTION_NUMBER, &serve.pause, "seconds between bursts (0.02)"},

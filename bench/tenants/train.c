@@ -64,10 +64,10 @@ static void report(const struct train *train, double elapsed)
 
 int main(int argc, char **argv)
 {
-	struct train train = {.seconds = 10, .micros = 500, .held.touched = 1 << 20};
+	struct train train = {.seconds = 10, .micros = 500, .held.touched = 256 << 10};
 	const struct option_row rows[] = {
 		{"memory", OPTION_BYTES, &train.memory, "bytes to hold (nine tenths of what is free)"},
-		{"touch", OPTION_BYTES, &train.held.touched, "bytes of each 64 MiB that carry data (1Mi)"},
+		{"touch", OPTION_BYTES, &train.held.touched, "bytes of each 64 MiB that carry data (256Ki)"},
 		{"step", OPTION_COUNT, &train.micros, "microseconds of GPU time a step (500)"},
 		{"seconds", OPTION_NUMBER, &train.seconds, "how long; 0: until SIGTERM (10)"},
 		{"json", OPTION_FLAG, &train.tenant.json, "lines of JSON"},
