@@ -116,8 +116,8 @@ enum { PIECE = 2 << 20 };
 
 static void call_launch(struct probe *probe, int i)
 {
-	uint64_t nanoseconds = 0;
-	void *args[] = {&nanoseconds};
+	uint64_t microseconds = 0;
+	void *args[] = {&microseconds};
 	(void)i;
 	CU(&probe->tenant, cuLaunchKernel(probe->tenant.spin, 1, 1, 1, 1, 1, 1, 0, NULL, args, NULL));
 }

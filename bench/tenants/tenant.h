@@ -41,7 +41,7 @@ void tenant_close(struct tenant *tenant);
 /* Free bytes by cuMemGetInfo. */
 size_t tenant_free_bytes(const struct tenant *tenant);
 
-/* Writes a pattern of `seed` over bytes (a multiple of 4) at p by a kernel, or on the host. tenant_verify reads
+/* Writes the word of `seed` over bytes (a multiple of 4) at p by a kernel, or on the host. tenant_verify reads
  * it back from the GPU by another kernel, counts in verified and wrong, and returns 0 where it is as written. */
 void tenant_fill(struct tenant *tenant, CUdeviceptr p, size_t bytes, uint32_t seed);
 void tenant_pattern(uint32_t *words, size_t bytes, uint32_t seed);
