@@ -137,10 +137,10 @@ type MIGProfile struct {
 
 // MIGInstance is one slice that exists.
 type MIGInstance struct {
-	UUID            UUID   `json:"uuid"`
-	GPUInstance     int    `json:"gpuInstance"`
-	ComputeInstance int    `json:"computeInstance"`
-	Profile         string `json:"profile"`
-	Memory          Bytes  `json:"memory"`
-	SMs             int    `json:"sms"`
+	UUID            MIGUUID `json:"uuid"`
+	GPUInstance     int     `json:"gpuInstance"`
+	ComputeInstance int     `json:"computeInstance"`
+	Profile         string  `json:"profile"`
+	Memory          Bytes   `json:"memory"`
+	SMs             int     `json:"sms"`
 }

@@ -110,8 +110,8 @@ func TestParsePercent(t *testing.T) {
 func TestUUID(t *testing.T) {
 	const text = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 	u, err := ParseUUID(text)
-	if err != nil || u.String() != text || u.Short() != "01234567" || u.MIG() != "MIG"+text[3:] {
-		t.Errorf("%v %v %v %v", u, u.Short(), u.MIG(), err)
+	if err != nil || u.String() != text || u.Short() != "01234567" || MIGUUID(u).String() != "MIG"+text[3:] {
+		t.Errorf("%v %v %v %v", u, u.Short(), MIGUUID(u), err)
 	}
 	for _, bad := range []string{"", "GPU-", "gpu0", text[:len(text)-1], "GPU-0123456789abcdef0123456789abcdef", "GPU-0123456-789ab-cdef-0123-456789abcdef"} {
 		_, err := ParseUUID(bad)

@@ -6,8 +6,7 @@ import (
 	"strings"
 )
 
-// UUID names a GPU, or a MIG instance, for its whole life. The zero value is
-// no GPU.
+// UUID names a GPU for its whole life. The zero value is no GPU.
 type UUID [16]byte
 
 // ParseUUID reads "GPU-8-4-4-4-12", "MIG-…" or the bare hexadecimal form.
@@ -34,9 +33,6 @@ func groupLengths(groups []string) bool {
 
 // String is the form of NVML and of CUDA_VISIBLE_DEVICES: GPU-….
 func (u UUID) String() string { return "GPU-" + u.bare() }
-
-// MIG is the text form of a MIG instance's UUID: MIG-….
-func (u UUID) MIG() string { return "MIG-" + u.bare() }
 
 // Short is the first eight hexadecimal digits, as used in device names.
 func (u UUID) Short() string { return hex.EncodeToString(u[:4]) }
@@ -66,3 +62,11 @@ func (u *UUID) UnmarshalText(text []byte) (err error) {
 	*u, err = ParseUUID(string(text))
 	return err
 }
+
+// MIGUUID names a MIG instance. Its text form is MIG-….
+type MIGUUID UUID
+
+func (u MIGUUID) String() string { return "MIG-" + UUID(u).bare() }
+
+// MarshalText writes the MIG-… form.
+func (u MIGUUID) MarshalText() ([]byte, error) { return []byte(u.String()), nil }

@@ -87,7 +87,7 @@ func migInstance(r *reader, dev, child gonvml.Device, profiles []node.MIGProfile
 	if err != nil {
 		return node.MIGInstance{}, false
 	}
-	in := node.MIGInstance{UUID: u}
+	in := node.MIGInstance{UUID: node.MIGUUID(u)}
 	if id, ret := child.GetGpuInstanceId(); r.optional("GPU instance id", ret) {
 		in.GPUInstance = id
 	}

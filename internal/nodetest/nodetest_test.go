@@ -1,0 +1,289 @@
+package nodetest_test
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/internal/nodetest"
+	"github.com/kerf-gpu/kerf/internal/nvml"
+	"github.com/kerf-gpu/kerf/internal/sim"
+)
+
+var update = flag.Bool("update", false, "write the goldens in testdata")
+
+// simulated makes a node of a built-in profile.
+func simulated(t *testing.T, profile string) *sim.Node {
+	t.Helper()
+	p, err := sim.LoadProfile(profile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := sim.Create(filepath.Join(t.TempDir(), "node"), p, nodetest.SimulatorDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// open opens the NVML of a simulated node.
+func open(t *testing.T, n *sim.Node) *nvml.Library {
+	t.Helper()
+	lib, err := nvml.Open(n.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lib
+}
+
+func TestSimulatedNodes(t *testing.T) {
+	for _, profile := range sim.Profiles() {
+		if profile == "none" {
+			continue
+		}
+		t.Run(profile, func(t *testing.T) {
+			nodetest.InOwnProcess(t, func(t *testing.T) {
+				nodetest.Run(t, simulated(t, profile).Root, true)
+			})
+		})
+	}
+}
+
+func TestRealNode(t *testing.T) {
+	if os.Getenv("KERF_REAL_GPU") != "1" {
+		t.Skip("KERF_REAL_GPU is not 1: no real GPU is claimed to be here")
+	}
+	nodetest.InOwnProcess(t, func(t *testing.T) { nodetest.Run(t, "/", false) })
+}
+
+// TestInventory compares the whole inventory of each profile with a golden.
+func TestInventory(t *testing.T) {
+	for _, profile := range sim.Profiles() {
+		if profile == "none" {
+			continue
+		}
+		t.Run(profile, func(t *testing.T) {
+			nodetest.InOwnProcess(t, func(t *testing.T) {
+				n := simulated(t, profile)
+				got, err := nodetest.Read(open(t, n), n.Root)
+				if err != nil {
+					t.Fatal(err)
+				}
+				golden(t, filepath.Join("testdata", profile+".jsonl"), lines(t, got))
+			})
+		})
+	}
+}
+
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(got, "\n")); d != "" {
+		t.Errorf("%s (-want +got):\n%s", path, d)
+	}
+}
+
+// lines is a node as JSON, one line for each thing that it has, so that a
+// difference shows which one.
+func lines(t *testing.T, n node.Node) string {
+	t.Helper()
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	put := func(v any) {
+		if err := enc.Encode(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(n.Driver)
+	for _, g := range n.GPUs {
+		put(g)
+	}
+	for _, nic := range n.NICs {
+		put(nic)
+	}
+	for _, d := range n.Disks {
+		put(d)
+	}
+	for _, m := range n.NUMA {
+		put(m)
+	}
+	return b.String()
+}
+
+func TestNoDriver(t *testing.T) {
+	n := simulated(t, "none")
+	if _, err := nvml.Open(n.Root); !errors.Is(err, nvml.ErrNoDriver) {
+		t.Errorf("open: %v, want ErrNoDriver", err)
+	}
+}
+
+// TestAnotherRoot proves that a second driver root is refused, not misread.
+func TestAnotherRoot(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		open(t, simulated(t, "l40sx4"))
+		if _, err := nvml.Open(simulated(t, "mixed").Root); err == nil {
+			t.Error("a second root was opened in one process")
+		}
+	})
+}
+
+// TestMissingDevice: a GPU whose device node is not there is not visible.
+func TestMissingDevice(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "l40sx4")
+		if err := os.Remove(filepath.Join(n.Root, "dev/nvidia1")); err != nil {
+			t.Fatal(err)
+		}
+		gpus, err := open(t, n).GPUs()
+		if err != nil || len(gpus) != 3 || gpus[1].Minor != 2 || gpus[1].Index != 1 {
+			t.Errorf("GPUs %+v, %v", gpus, err)
+		}
+	})
+}
+
+func TestInjections(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "h200x8")
+		lib := open(t, n)
+		before, err := lib.GPUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := lib.Watch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		inject := func(gpu int, in sim.Injection) {
+			t.Helper()
+			if err := n.Inject(gpu, in); err != nil {
+				t.Fatal(err)
+			}
+		}
+		inject(1, sim.Injection{Kind: "xid", Value: 31, PID: 4242})
+		wantEvent(t, w, nvml.Event{GPU: before[1].UUID, Kind: nvml.EventXid, Data: 31})
+		inject(2, sim.Injection{Kind: "xid", Value: 95})
+		wantEvent(t, w, nvml.Event{GPU: before[2].UUID, Kind: nvml.EventXid, Data: 95})
+		wantEvent(t, w, nvml.Event{GPU: before[2].UUID, Kind: nvml.EventRecoveryAction, Data: uint64(node.RecoveryReset)})
+		inject(4, sim.Injection{Kind: "ecc", Value: 3})
+		wantEvent(t, w, nvml.Event{GPU: before[4].UUID, Kind: nvml.EventDoubleBit})
+		inject(5, sim.Injection{Kind: "remap", Value: 1})
+		inject(6, sim.Injection{Kind: "remap", Value: 2})
+		inject(3, sim.Injection{Kind: "lost"})
+		wantEvent(t, w, nvml.Event{GPU: before[3].UUID, Kind: nvml.EventXid, Data: 79})
+
+		after, err := lib.GPUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var faults []node.Fault
+		for i, g := range after {
+			faults = append(faults, g.Fault)
+			if g.UUID != before[i].UUID || g.Index != i {
+				t.Errorf("GPU %d lost its name: %+v", i, g)
+			}
+		}
+		want := []node.Fault{
+			{}, {}, {Recovery: node.RecoveryReset}, {Lost: true}, {Uncorrectable: 3}, {RemapPending: true}, {RemapFailure: true}, {},
+		}
+		if d := cmp.Diff(want, faults); d != "" {
+			t.Errorf("faults (-want +got):\n%s", d)
+		}
+		if _, err := lib.Memory(before[3].UUID); !errors.Is(err, nvml.ErrLost) {
+			t.Errorf("memory of a lost GPU: %v, want ErrLost", err)
+		}
+		inject(3, sim.Injection{Kind: "clear"})
+		if _, err := lib.Memory(before[3].UUID); err != nil {
+			t.Errorf("after clear: %v", err)
+		}
+	})
+}
+
+func wantEvent(t *testing.T, w *nvml.Watcher, want nvml.Event) {
+	t.Helper()
+	want.GPUInstance, want.ComputeInstance = nvml.WholeGPU, nvml.WholeGPU
+	got, ok, err := w.Wait(10 * time.Second)
+	if err != nil || !ok {
+		t.Fatalf("no event: %v", err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("event (-want +got):\n%s", d)
+	}
+}
+
+// TestWaitWakes: an event ends a wait that is under way.
+func TestWaitWakes(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "l40sx4")
+		w, err := open(t, n).Watch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		woke := make(chan nvml.Event)
+		go func() {
+			e, _, _ := w.Wait(time.Minute)
+			woke <- e
+		}()
+		if err := n.Inject(3, sim.Injection{Kind: "xid", Value: 48}); err != nil {
+			t.Fatal(err)
+		}
+		if e := <-woke; e.Data != 48 {
+			t.Errorf("event %+v", e)
+		}
+	})
+}
+
+// TestHang: calls on a hung GPU block for the injected time, and are freed by
+// a clear; other GPUs answer.
+func TestHang(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "l40sx4")
+		lib := open(t, n)
+		gpus, err := lib.GPUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Inject(0, sim.Injection{Kind: "hang", Hang: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		answered := make(chan error)
+		go func() {
+			_, err := lib.Memory(gpus[0].UUID)
+			answered <- err
+		}()
+		if _, err := lib.Memory(gpus[1].UUID); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-answered:
+			t.Error("the hung GPU answered")
+		case <-time.After(50 * time.Millisecond):
+		}
+		if err := n.Inject(0, sim.Injection{Kind: "clear"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+	})
+}
