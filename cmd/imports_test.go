@@ -1,0 +1,130 @@
+package cmd
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// module is the path of all of Kerf's packages.
+const module = "github.com/kerf-gpu/kerf/"
+
+// rule says what the packages under a path may import of Kerf (Kerf), and which outside modules (Outside). A package is
+// ruled by the longest path that fits. Tests are free: they may use the simulator.
+type rule struct {
+	path    string
+	kerf    []string // prefixes of Kerf's own packages
+	outside []string // prefixes of modules; "*" is any
+}
+
+// Arrows point down: cmd → adapters → vgpu → internal → standard library. This table is the authority.
+var rules = []rule{
+	{"internal/node", nil, nil},
+	{"internal/cuda", nil, nil},
+	{"internal/durable", []string{"internal/node"}, nil},
+	{"internal/nvml", []string{"internal/node"}, []string{"github.com/NVIDIA/go-nvml"}},
+	{"internal/sysfs", []string{"internal/node"}, nil},
+	{"internal/sim", []string{"internal/node", "internal/cuda"}, []string{"go.yaml.in/yaml/v3"}},
+	{"internal/nodetest", []string{"internal/"}, []string{"github.com/google/go-cmp"}},
+	{"vgpu/share", []string{"internal/node"}, nil},
+	{"vgpu/ledger", []string{"internal/node", "internal/durable", "vgpu/share"}, nil},
+	{"vgpu/region", []string{"internal/node"}, nil},
+	{"vgpu/arbiter", []string{"internal/node", "internal/durable", "vgpu/region", "vgpu/share"}, []string{"golang.org/x/sys"}},
+	{"vgpu/shim", []string{"internal/cuda"}, nil}, // its generator
+	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench"}, []string{"*"}},
+	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/"}, []string{"golang.org/x/sys"}},
+}
+
+// listed is what `go list -json` says of a package.
+type listed struct {
+	ImportPath string
+	Imports    []string
+	Standard   bool
+}
+
+func TestImports(t *testing.T) {
+	checked := 0
+	for _, p := range list(t) {
+		path := strings.TrimPrefix(p.ImportPath, module)
+		r, ok := ruleFor(path)
+		if !ok {
+			t.Errorf("%s: no rule covers it; add a line to this test, or find the room where it belongs", path)
+			continue
+		}
+		for _, imported := range p.Imports {
+			checked++
+			if !r.allows(path, imported) {
+				t.Errorf("%s imports %s, which its rule does not allow", path, imported)
+			}
+		}
+	}
+	if checked < 50 {
+		t.Errorf("only %d imports were seen: the test looks at the wrong packages", checked)
+	}
+}
+
+func TestRulesRefuse(t *testing.T) {
+	for _, tt := range []struct {
+		from, to string
+		want     bool
+	}{
+		{"internal/node", "fmt", true},
+		{"internal/node", "golang.org/x/sys/unix", false},
+		{"internal/node", module + "internal/sim", false},
+		{"vgpu/share", module + "vgpu/ledger", false},
+		{"vgpu/ledger", module + "vgpu/share", true},
+		{"vgpu/arbiter", "log/slog", false},
+		{"internal/sysfs", "github.com/NVIDIA/go-nvml/pkg/nvml", false},
+		{"cmd/kerfd", "k8s.io/api/core/v1", true},
+	} {
+		r, _ := ruleFor(tt.from)
+		if got := r.allows(tt.from, tt.to); got != tt.want {
+			t.Errorf("%s → %s: allowed %v, want %v", tt.from, tt.to, got, tt.want)
+		}
+	}
+}
+
+func ruleFor(path string) (best rule, ok bool) {
+	for _, r := range rules {
+		if (path == r.path || strings.HasPrefix(path, r.path+"/")) && len(r.path) > len(best.path) {
+			best, ok = r, true
+		}
+	}
+	return best, ok
+}
+
+func (r rule) allows(from, imported string) bool {
+	own, isOwn := strings.CutPrefix(imported, module)
+	under := func(prefix string) bool { return strings.HasPrefix(own, prefix) }
+	switch {
+	case isOwn:
+		return strings.HasPrefix(own, r.path) || slices.ContainsFunc(r.kerf, under)
+	case imported == "log/slog" || imported == "log": // libraries return errors and do not log
+		return r.path == "cmd"
+	case !strings.Contains(strings.Split(imported, "/")[0], "."):
+		return true // standard library
+	}
+	return slices.ContainsFunc(r.outside, func(m string) bool { return m == "*" || strings.HasPrefix(imported, m) })
+}
+
+func list(t *testing.T) (packages []listed) {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Standard", module+"...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoder := json.NewDecoder(strings.NewReader(string(out)))
+	for {
+		var p listed
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return packages
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}

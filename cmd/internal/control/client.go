@@ -1,0 +1,106 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+)
+
+// Client talks to one kerfd.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// ErrRefused wraps what kerfd itself said no to: the text is for the user as it is.
+var ErrRefused = errors.New("refused")
+
+// Dial prepares a client; nothing is sent yet.
+func Dial(socket string) *Client {
+	c := &Client{socket: socket}
+	c.http.Timeout = 30 * time.Second
+	c.http.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}
+	return c
+}
+
+// Grant asks for a slice.
+func (c *Client) Grant(ctx context.Context, request GrantRequest) (granted Granted, err error) {
+	return granted, c.call(ctx, http.MethodPost, GrantsPath, request, &granted)
+}
+
+// Release gives a slice back.
+func (c *Client) Release(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodDelete, GrantsPath+"/"+id, nil, nil)
+}
+
+// State is what kerf top shows.
+func (c *Client) State(ctx context.Context) (state State, err error) {
+	return state, c.call(ctx, http.MethodGet, StatePath, nil, &state)
+}
+
+// Node is the hardware that kerfd serves.
+func (c *Client) Node(ctx context.Context) (n Node, err error) {
+	return n, c.call(ctx, http.MethodGet, NodePath, nil, &n)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("ask kerfd: %w", err)
+		}
+		body = bytes.NewReader(text)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://kerfd"+path, body)
+	if err != nil {
+		return fmt.Errorf("ask kerfd: %w", err)
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return c.explain(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode/100 != 2 {
+		var problem Problem
+		if err := json.NewDecoder(response.Body).Decode(&problem); err != nil || problem.Error == "" {
+			problem.Error = fmt.Sprintf("kerfd answered %s; are kerf and kerfd of one release?", response.Status)
+		}
+		return fmt.Errorf("%w: %s", ErrRefused, problem.Error)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(response.Body).Decode(out); err != nil {
+		return fmt.Errorf("read kerfd's answer: %w; are kerf and kerfd of one release?", err)
+	}
+	return nil
+}
+
+// explain turns a failed connection into what a person can act on.
+func (c *Client) explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("no kerfd at %s: nothing is there; start one (kerfd, or kerfd --simulate h200x8), or name its socket with --socket", c.socket)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no kerfd at %s: the socket is stale, its kerfd has died; start kerfd again, it takes over what was left", c.socket)
+	case errors.Is(err, syscall.ENOTSOCK):
+		return fmt.Errorf("no kerfd at %s: that is not a socket; name kerfd's with --socket", c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("kerfd at %s: user %d may not connect; run as root, or set socketMode in kerfd's configuration", c.socket, os.Getuid())
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("kerfd at %s: no answer within %s; see its log", c.socket, c.http.Timeout)
+	}
+	return fmt.Errorf("ask kerfd at %s: %w", c.socket, err)
+}

@@ -1,0 +1,111 @@
+// Package control is how the command kerf and the daemon kerfd talk on one machine: JSON over HTTP on a unix socket.
+//
+// It is no public interface: both ends come from one release. What people may rely on is the output of
+// `kerf … --json`, which carries a schema.
+package control
+
+import (
+	"path/filepath"
+	"time"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// The schemas of what is printed with --json.
+const (
+	TopSchema     = "kerf.top/v1"
+	NodeSchema    = "kerf.node/v1"
+	DoctorSchema  = "kerf.doctor/v1"
+	VersionSchema = "kerf.version/v1"
+)
+
+// The paths of the interface.
+const (
+	GrantsPath = "/v1/grants" // POST GrantRequest → Granted; DELETE /v1/grants/ID
+	StatePath  = "/v1/state"  // GET → State
+	NodePath   = "/v1/node"   // GET → Node
+	ConfigPath = "/v1/config" // GET → the configuration in force, YAML
+)
+
+// DefaultRunDir is where a kerfd that serves the machine keeps its sockets and shares.
+const DefaultRunDir = "/run/kerf"
+
+// Socket is the control socket in a run directory.
+func Socket(runDir string) string { return filepath.Join(runDir, "kerfd.sock") }
+
+// GrantRequest asks for a slice on behalf of the process that sends it: the grant ends with that process, once nothing
+// is attached to the share any more.
+type GrantRequest struct {
+	share.Request
+	Command string `json:"command"` // shown in kerf top
+}
+
+// Granted is a slice, and what its tenant's view is made from. Paths are the host's.
+type Granted struct {
+	ID        string      `json:"id"`
+	Grant     share.Grant `json:"grant"`
+	ShareDir  string      `json:"shareDir"`
+	LibDir    string      `json:"libDir"` // Kerf's libraries
+	Driver    Driver      `json:"driver"`
+	Simulated bool        `json:"simulated"`
+}
+
+// Driver is where the real (or simulated) driver is.
+type Driver struct {
+	CUDA    string   `json:"cuda"`              // libcuda.so.1
+	NVML    string   `json:"nvml"`              // libnvidia-ml.so.1
+	Granted []string `json:"granted"`           // device nodes of the grant
+	Others  []string `json:"others,omitempty"`  // device nodes that the tenant must not see
+	Control []string `json:"control,omitempty"` // nodes that every tenant needs: nvidiactl, nvidia-uvm
+}
+
+// State is what kerf top shows.
+type State struct {
+	Schema    string    `json:"schema"`
+	Time      time.Time `json:"time"`
+	Simulated bool      `json:"simulated"`
+	GPUs      []GPU     `json:"gpus"`
+	Shares    []Share   `json:"shares"`
+}
+
+// GPU is one GPU's memory and use. Bytes.
+type GPU struct {
+	Index       int          `json:"index"`
+	UUID        node.UUID    `json:"uuid"`
+	Name        string       `json:"name"`
+	Memory      node.Bytes   `json:"memory"`  // that can be granted
+	Granted     node.Bytes   `json:"granted"` // to shares
+	Cores       node.Percent `json:"coresGranted"`
+	Used        node.Bytes   `json:"used"`    // as NVML says
+	Outside     node.Bytes   `json:"outside"` // by processes that are in no share
+	Utilization node.Percent `json:"utilization"`
+	Fault       string       `json:"fault,omitempty"`
+	Error       string       `json:"error,omitempty"` // why the numbers above are not known
+}
+
+// Share is a grant in force and what it holds.
+type Share struct {
+	arbiter.ShareState
+	Class   share.Class   `json:"class"`
+	Holder  ledger.Holder `json:"holder"`
+	Created time.Time     `json:"created"`
+}
+
+// Node is the hardware that kerfd serves.
+type Node struct {
+	Schema  string `json:"schema"`
+	Version string `json:"version"` // of kerfd
+	Root    string `json:"root"`    // the driver root
+	RunDir  string `json:"runDir"`
+	LibDir  string `json:"libDir"`
+	node.Node
+	MemoryLimits bool `json:"driverMemoryLimits"` // the driver can limit memory by cgroup itself
+}
+
+// Problem is the body of an answer that is not 2xx.
+type Problem struct {
+	Error string `json:"error"`
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/internal/node"
+)
+
+func topCommand(o *options) *cobra.Command {
+	var once, asJSON bool
+	interval := time.Second
+	cmd := &cobra.Command{
+		Use:   "top",
+		Short: "Show the GPUs, the shares and what they hold",
+		Long: "Show the GPUs, the shares and what they hold, live until Ctrl-C. USED is what counts against LIMIT: what the\n" +
+			"programs allocated, and what the driver took for them besides (contexts, modules).",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out := cmd.OutOrStdout()
+			if asJSON || once {
+				state, err := o.client().State(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return json.NewEncoder(out).Encode(state)
+				}
+				return writeTop(out, state)
+			}
+			return live(cmd.Context(), o.client(), out, max(interval, 100*time.Millisecond))
+		},
+	}
+	cmd.Flags().BoolVar(&once, "once", false, "print once and end")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print once as JSON ("+control.TopSchema+")")
+	cmd.Flags().DurationVar(&interval, "interval", interval, "time between two pictures")
+	return cmd
+}
+
+// live redraws until the context ends.
+func live(ctx context.Context, client *control.Client, out io.Writer, interval time.Duration) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		state, err := client.State(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var picture strings.Builder
+		if err := writeTop(&picture, state); err != nil {
+			return err
+		}
+		// Home, then each line cleared to its end, then the rest of the screen: no flicker.
+		fmt.Fprint(out, "\x1b[H"+strings.ReplaceAll(picture.String(), "\n", "\x1b[K\n")+"\x1b[J")
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func writeTop(out io.Writer, s control.State) error {
+	fmt.Fprintf(out, "kerf top  %s  %d GPUs, %d shares%s\n\n", s.Time.Local().Format(time.DateTime), len(s.GPUs), len(s.Shares), simulatedMark(s.Simulated))
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "GPU\tNAME\tMEMORY\tGRANTED\tUSED\tOUTSIDE\tCORES\tUTIL\tSTATE")
+	for _, g := range s.GPUs {
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Index, g.Name, g.Memory, g.Granted, known(g, g.Used.String()), known(g, g.Outside.String()),
+			g.Cores, known(g, g.Utilization.String()), stateOf(g))
+	}
+	if err := table.Flush(); err != nil || len(s.Shares) == 0 {
+		return err
+	}
+	fmt.Fprintln(out)
+	table = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SHARE\tGPU\tCLASS\tLIMIT\tUSED\tPEAK\tCORES\tREFUSED\tPROCS\tPID\tCOMMAND")
+	for _, sh := range s.Shares {
+		for _, d := range sh.Devices {
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s %s\t%s\t%s\t%d\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak,
+				coresOf(d.Cores), sh.Refused, len(sh.Sessions), sh.Holder.PID, commandOf(sh))
+		}
+	}
+	return table.Flush()
+}
+
+func known(g control.GPU, text string) string {
+	if g.Error != "" {
+		return "?"
+	}
+	return text
+}
+
+func stateOf(g control.GPU) string {
+	switch {
+	case g.Fault != "":
+		return g.Fault
+	case g.Error != "":
+		return "unknown: " + g.Error
+	}
+	return "ok"
+}
+
+func coresOf(p node.Percent) string {
+	if p == 0 {
+		return "rest" // best effort: what the others leave
+	}
+	return p.String()
+}
+
+// commandOf is the program without its directory, and what is wrong with the share.
+func commandOf(s control.Share) string {
+	program, args, _ := strings.Cut(s.Holder.Command, " ")
+	text := strings.TrimSpace(filepath.Base(program) + " " + args)
+	if runes := []rune(text); len(runes) > 40 {
+		text = string(runes[:39]) + "…"
+	}
+	if s.Tampered != "" {
+		text += "  TAMPERED: " + s.Tampered
+	}
+	return text
+}
+
+// bar is a tenth of the limit a mark.
+func bar(used, limit node.Bytes) string {
+	marks := 0
+	if limit > 0 {
+		marks = int(min(10, (used*10+limit/2)/limit))
+	}
+	return strings.Repeat("▮", marks) + strings.Repeat("▯", 10-marks)
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+)
+
+// Config is kerfd's one file. `kerfd config print` shows it with the defaults filled in.
+type Config struct {
+	RunDir     string         `yaml:"runDir"`     // sockets and shares; on a tmpfs
+	StateDir   string         `yaml:"stateDir"`   // what survives a reboot: the ledger
+	Root       string         `yaml:"root"`       // the driver root: / unless the driver lives in a container
+	LibDir     string         `yaml:"libDir"`     // Kerf's libraries; default: ../lib/kerf beside the program
+	SocketMode string         `yaml:"socketMode"` // who may ask for slices on this machine, as file mode of the socket
+	Strict     bool           `yaml:"strict"`     // refuse driver calls that may allocate and are not known
+	LogLevel   string         `yaml:"logLevel"`   // debug, info, warn or error
+	Simulate   SimulateConfig `yaml:"simulate"`
+}
+
+// SimulateConfig is for machines without a GPU.
+type SimulateConfig struct {
+	Profile  string `yaml:"profile"`  // name or file; empty: use the real hardware
+	ZeroCost bool   `yaml:"zeroCost"` // a driver whose calls take no time, for benches
+}
+
+// readConfig reads a file, "" being an empty one. An unknown key is an error: a limit that is misspelt must not be lost.
+func readConfig(path string) (Config, error) {
+	var c Config
+	if path == "" {
+		return c, nil
+	}
+	text, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return c, fmt.Errorf("config %s: no such file; leave --config out for the defaults", path)
+	case err != nil:
+		return c, fmt.Errorf("config %s: cannot be read (%w); check its mode and owner", path, err)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return c, fmt.Errorf("config %s: %s; `kerfd config print` shows every key", path, oneLine(err))
+	}
+	return c, nil
+}
+
+// complete fills in the defaults and checks every value.
+func (c Config) complete() (Config, error) {
+	c.RunDir = cmp.Or(c.RunDir, defaultRunDir())
+	c.Root = cmp.Or(c.Root, "/")
+	c.LibDir = cmp.Or(c.LibDir, defaultLibDir())
+	c.SocketMode = cmp.Or(c.SocketMode, "0666")
+	c.LogLevel = cmp.Or(c.LogLevel, "info")
+	if c.StateDir == "" {
+		c.StateDir = filepath.Join(c.RunDir, "state")
+		if c.RunDir == control.DefaultRunDir {
+			c.StateDir = "/var/lib/kerf"
+		}
+	}
+	for _, dir := range []*string{&c.RunDir, &c.StateDir, &c.Root, &c.LibDir} {
+		absolute, err := filepath.Abs(*dir)
+		if err != nil {
+			return c, fmt.Errorf("config: directory %q: %w", *dir, err)
+		}
+		*dir = absolute
+	}
+	if _, err := c.mode(); err != nil {
+		return c, err
+	}
+	if _, err := c.level(); err != nil {
+		return c, err
+	}
+	if c.Simulate.Profile != "" && c.Root != "/" {
+		return c, fmt.Errorf("config: root %s and simulate.profile %s: a simulated node has a root of its own; leave one out", c.Root, c.Simulate.Profile)
+	}
+	if c.Simulate.ZeroCost && c.Simulate.Profile == "" {
+		return c, errors.New("config: simulate.zeroCost without simulate.profile: real hardware cannot be free; name a profile")
+	}
+	return c, nil
+}
+
+func (c Config) mode() (fs.FileMode, error) {
+	mode, err := strconv.ParseUint(c.SocketMode, 8, 32)
+	if err != nil || mode > 0o777 {
+		return 0, fmt.Errorf("config: socketMode %q: not an octal file mode; write it as \"0660\"", c.SocketMode)
+	}
+	return fs.FileMode(mode), nil
+}
+
+func (c Config) level() (level slog.Level, err error) {
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return 0, fmt.Errorf("config: logLevel %q: not known; use debug, info, warn or error", c.LogLevel)
+	}
+	return level, nil
+}
+
+func (c Config) sharesDir() string   { return filepath.Join(c.RunDir, "shares") }
+func (c Config) sessionsDir() string { return filepath.Join(c.RunDir, "sessions") }
+func (c Config) simRoot() string     { return filepath.Join(c.RunDir, "sim") }
+func (c Config) ledgerDir() string   { return filepath.Join(c.StateDir, "ledger") }
+
+// defaultRunDir is /run/kerf for the machine's daemon, and a user's own run directory for a user's.
+func defaultRunDir() string {
+	if user := os.Getenv("XDG_RUNTIME_DIR"); os.Geteuid() != 0 && user != "" {
+		return filepath.Join(user, "kerf")
+	}
+	return control.DefaultRunDir
+}
+
+func defaultLibDir() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "/usr/lib/kerf"
+	}
+	return filepath.Join(filepath.Dir(self), "..", "lib", "kerf")
+}
+
+// oneLine flattens yaml's list of complaints.
+func oneLine(err error) string {
+	return string(bytes.Join(bytes.Fields([]byte(err.Error())), []byte(" ")))
+}

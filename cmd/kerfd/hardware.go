@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/tenant"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/internal/nvml"
+	"github.com/kerf-gpu/kerf/internal/sim"
+	"github.com/kerf-gpu/kerf/internal/sysfs"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// refreshEvery is how often faults are looked for. What GPUs there are does not change while kerfd runs.
+const refreshEvery = 5 * time.Second
+
+// hardware is the node that kerfd serves, real or simulated: the same code, under another root.
+type hardware struct {
+	root string
+	sim  *sim.Node     // nil on real hardware
+	lib  *nvml.Library // nil where there is no driver
+	host sysfs.Host
+	log  *slog.Logger
+
+	mu       sync.Mutex
+	node     node.Node
+	capacity map[node.UUID]node.Bytes // that can be granted
+}
+
+// openHardware makes the simulated node if one is asked for, and reads what is there. A machine without a driver is no error.
+func openHardware(c Config, log *slog.Logger) (*hardware, error) {
+	h := &hardware{root: c.Root, log: log, capacity: make(map[node.UUID]node.Bytes)}
+	if c.Simulate.Profile != "" {
+		simulated, err := openSim(c)
+		if err != nil {
+			return nil, err
+		}
+		h.sim, h.root = simulated, simulated.Root
+	}
+	h.host = sysfs.New(h.root)
+	lib, err := nvml.Open(h.root)
+	switch {
+	case errors.Is(err, nvml.ErrNoDriver):
+		log.Warn("no NVIDIA driver, so no GPU can be granted", "root", h.root, "reason", err)
+	case err != nil:
+		return nil, errors.Join(err, h.close(false))
+	default:
+		h.lib = lib
+	}
+	if err := h.read(); err != nil {
+		return nil, errors.Join(err, h.close(false))
+	}
+	return h, nil
+}
+
+// openSim takes over the simulated node of a kerfd that was killed, so that its tenants live on, or makes a new one.
+func openSim(c Config) (*sim.Node, error) {
+	profile, err := sim.LoadProfile(c.Simulate.Profile)
+	if err != nil {
+		return nil, err
+	}
+	root := c.simRoot()
+	var simulated *sim.Node
+	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
+		simulated, err = sim.Create(root, profile, filepath.Join(c.LibDir, "sim"))
+		if err != nil {
+			return nil, err
+		}
+	} else if simulated, err = sim.Open(root); err != nil {
+		return nil, err
+	}
+	simulated.SetZeroCost(c.Simulate.ZeroCost)
+	return simulated, nil
+}
+
+// close ends the use of the hardware; the simulated node goes too if it is no longer needed.
+func (h *hardware) close(removeSim bool) error {
+	var errs []error
+	if h.lib != nil {
+		errs = append(errs, h.lib.Close())
+	}
+	if h.sim != nil {
+		if removeSim {
+			errs = append(errs, h.sim.Remove(true))
+		} else {
+			errs = append(errs, h.sim.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Run looks for faults until the context ends. A driver that hangs leaves the last reading in place.
+func (h *hardware) Run(ctx context.Context) error {
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := h.read(); err != nil {
+			h.log.Warn("cannot read the GPUs", "error", err)
+		}
+	}
+}
+
+func (h *hardware) read() error {
+	n := node.Node{Simulated: h.sim != nil}
+	var errs []error
+	note := func(err error) { errs = append(errs, err) }
+	if h.lib != nil {
+		var err error
+		n.Driver, err = h.lib.Driver()
+		note(err)
+		n.GPUs, err = h.lib.GPUs()
+		note(err)
+		n.Simulated = h.lib.Simulated()
+		h.host.Locate(n.GPUs)
+	}
+	var err error
+	n.NICs, err = h.host.NICs()
+	note(err)
+	n.Disks, err = h.host.Disks()
+	note(err)
+	n.NUMA, err = h.host.NUMA()
+	note(err)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("read node: %w", err)
+	}
+	capacity := h.readCapacity(n.GPUs)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.node, h.capacity = n, capacity
+	return nil
+}
+
+// readCapacity is the card's memory less what the driver keeps for itself.
+func (h *hardware) readCapacity(gpus []node.GPU) map[node.UUID]node.Bytes {
+	capacity := make(map[node.UUID]node.Bytes)
+	for _, g := range gpus {
+		memory, err := h.lib.Memory(g.UUID)
+		if err != nil { // lost: it keeps what it had, so that the grants on it still add up
+			h.mu.Lock()
+			capacity[g.UUID] = h.capacity[g.UUID]
+			h.mu.Unlock()
+			continue
+		}
+		capacity[g.UUID] = memory.Total - memory.Reserved
+	}
+	return capacity
+}
+
+// Node is the last reading.
+func (h *hardware) Node() node.Node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.node
+}
+
+// shareGPUs are the GPUs as the policy sees them.
+func (h *hardware) shareGPUs() []share.GPU {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	gpus := make([]share.GPU, 0, len(h.node.GPUs))
+	for _, g := range h.node.GPUs {
+		if g.UUID.IsZero() { // lost since before kerfd started: it has no name to be granted by
+			continue
+		}
+		gpu := share.GPU{UUID: g.UUID, Index: g.Index, Memory: h.capacity[g.UUID]}
+		switch {
+		case !g.Fault.Healthy():
+			gpu.Fault = g.Fault.String()
+		case g.MIG.Enabled:
+			gpu.Fault = "in MIG mode, which divides the card itself"
+		}
+		gpus = append(gpus, gpu)
+	}
+	return gpus
+}
+
+// ProcessMemory says how many bytes each process has on a GPU.
+func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
+	processes, err := h.lib.Processes(gpu)
+	if err != nil {
+		return nil, err
+	}
+	used := make(map[int]node.Bytes)
+	for _, p := range processes {
+		used[p.PID] += p.Bytes
+	}
+	return used, nil
+}
+
+// library is the real driver's file, which a tenant's shim stands in front of.
+func (h *hardware) library(name string) (string, error) {
+	path, err := nvml.FindLibrary(h.root, name)
+	if err != nil {
+		return "", err
+	}
+	if filepath.IsAbs(path) {
+		return path, nil
+	}
+	if found := tenant.FindLibrary(name); found != "" {
+		return found, nil
+	}
+	return "", fmt.Errorf("%s: not under %s nor in the loader's cache; install the NVIDIA driver's libraries, or set root in kerfd's configuration", name, h.root)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

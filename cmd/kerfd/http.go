@@ -1,0 +1,151 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
+)
+
+// maxRequest bounds what a client may send.
+const maxRequest = 1 << 16
+
+// server is the control socket.
+type server struct {
+	grants *grants
+	config Config
+}
+
+// listen makes the socket. The ledger's lock is held already, so a socket that is there belongs to nobody alive.
+func (s *server) listen() (net.Listener, error) {
+	mode, err := s.config.mode()
+	if err != nil {
+		return nil, err
+	}
+	path := control.Socket(s.config.RunDir)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w; the kernel takes paths of at most 107 bytes", path, err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen: %w", err), listener.Close())
+	}
+	return listener, nil
+}
+
+type peerKey struct{}
+
+// serve answers until the context ends.
+func (s *server) serve(ctx context.Context, listener net.Listener) error {
+	h := &http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, peerOf(conn))
+		},
+	}
+	stop := context.AfterFunc(ctx, func() {
+		bounded, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_ = h.Shutdown(bounded)
+	})
+	defer stop()
+	if err := h.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve control socket: %w", err)
+	}
+	return nil
+}
+
+func (s *server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+control.GrantsPath, s.postGrant)
+	mux.HandleFunc("DELETE "+control.GrantsPath+"/{id}", s.deleteGrant)
+	mux.HandleFunc("GET "+control.StatePath, func(w http.ResponseWriter, _ *http.Request) { answer(w, s.grants.state(), nil) })
+	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, _ *http.Request) { answer(w, s.node(), nil) })
+	return mux
+}
+
+func (s *server) node() control.Node {
+	n := control.Node{
+		Schema: control.NodeSchema, Version: version.Version, Root: s.grants.hardware.root, RunDir: s.config.RunDir,
+		LibDir: s.config.LibDir, Node: s.grants.hardware.Node(),
+	}
+	if lib := s.grants.hardware.lib; lib != nil {
+		n.MemoryLimits = lib.MemoryLimitsSupported()
+	}
+	return n
+}
+
+func (s *server) postGrant(w http.ResponseWriter, r *http.Request) {
+	var request control.GrantRequest
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&request); err != nil {
+		answer(w, nil, fmt.Errorf("request: %w", err))
+		return
+	}
+	holder, err := holderOf(r.Context())
+	if err != nil {
+		answer(w, nil, err)
+		return
+	}
+	holder.Command = request.Command
+	granted, err := s.grants.grant(request, holder)
+	answer(w, granted, err)
+}
+
+func (s *server) deleteGrant(w http.ResponseWriter, r *http.Request) {
+	holder, err := holderOf(r.Context())
+	if err == nil {
+		err = s.grants.release(r.PathValue("id"), holder.UID)
+	}
+	answer(w, struct{}{}, err)
+}
+
+// peerOf is who connected, as the kernel says.
+func peerOf(conn net.Conn) *unix.Ucred {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var cred *unix.Ucred
+	_ = raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return cred
+}
+
+func holderOf(ctx context.Context) (ledger.Holder, error) {
+	cred, _ := ctx.Value(peerKey{}).(*unix.Ucred)
+	if cred == nil || cred.Pid <= 0 {
+		return ledger.Holder{}, errors.New("kerfd cannot tell who asks; run kerf in the same pid namespace as kerfd, or in one below it")
+	}
+	process, err := arbiter.FindProcess(int(cred.Pid))
+	if err != nil {
+		return ledger.Holder{}, err
+	}
+	return ledger.Holder{Door: "run", PID: process.PID, Start: process.Start, UID: int(cred.Uid)}, nil
+}
+
+func answer(w http.ResponseWriter, body any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		body = control.Problem{Error: cmp.Or(err.Error(), "unknown")}
+	}
+	_ = json.NewEncoder(w).Encode(body) // the client may be gone
+}

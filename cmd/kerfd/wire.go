@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
+)
+
+// serve builds the parts and runs them until the context ends. Shares stay in force for the next kerfd; where there are
+// none, nothing is left behind.
+func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
+	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
+		return fmt.Errorf("run directory: %w; run as root, or name another with --run-dir", err)
+	}
+	books, corrupt, err := ledger.Open(c.ledgerDir())
+	if err != nil {
+		return fmt.Errorf("%w; is another kerfd running?", err)
+	}
+	defer func() { err = errors.Join(err, books.Close()) }()
+	for _, file := range corrupt {
+		log.Error("a grant's record is damaged and was set aside; its share ends", "file", file)
+	}
+	hardware, err := openHardware(c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, hardware.close(len(books.Entries()) == 0), tidy(c, books)) }()
+
+	g := &grants{config: c, hardware: hardware, ledger: books, log: log, orphaned: make(map[string]bool), watches: make(map[string]func())}
+	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: hardware, Notify: g.onEvent, Now: time.Now})
+	if err != nil {
+		return err
+	}
+	if err := g.restore(); err != nil {
+		return err
+	}
+	control := &server{grants: g, config: c}
+	listener, err := control.listen()
+	if err != nil {
+		return err
+	}
+	log.Info("kerfd is up", "version", version.Version, "gpus", len(hardware.Node().GPUs), "simulated", hardware.Node().Simulated,
+		"root", hardware.root, "runDir", c.RunDir, "shares", len(books.Entries()))
+	return runParts(ctx, []part{
+		{"hardware", hardware.Run},
+		{"arbiter", g.arbiter.Run},
+		{"control", func(ctx context.Context) error { return control.serve(ctx, listener) }},
+	})
+}
+
+// tidy removes what is empty once nobody holds anything.
+func tidy(c Config, books *ledger.Ledger) error {
+	_ = os.Remove(control.Socket(c.RunDir)) // the listener has removed it on most ways out
+	if len(books.Entries()) > 0 {
+		return nil
+	}
+	if err := os.RemoveAll(c.sessionsDir()); err != nil {
+		return fmt.Errorf("tidy up: %w", err)
+	}
+	_ = os.Remove(c.sharesDir()) // each only if empty
+	_ = os.Remove(c.RunDir)
+	return nil
+}
