@@ -1,0 +1,74 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestConfig(t *testing.T) {
+	for _, tt := range []struct{ name, text, err string }{
+		{"empty", "", ""},
+		{"whole", "runDir: /tmp/k\nstateDir: /tmp/s\nroot: /\nsocketMode: \"0660\"\nstrict: true\nlogLevel: debug\n", ""},
+		{"unknown key", "memorylimit: 3\n", "field memorylimit not found in type main.Config; `kerfd config print` shows every key"},
+		{"not YAML", "a: [", "did not find expected node content"},
+		{"mode", "socketMode: rw\n", `socketMode "rw": not an octal file mode; write it as "0660"`},
+		{"level", "logLevel: loud\n", `logLevel "loud": not known; use debug, info, warn or error`},
+		{"root and simulate", "root: /x\nsimulate: {profile: h200x8}\n", "a simulated node has a root of its own"},
+		{"free hardware", "simulate: {zeroCost: true}\n", "real hardware cannot be free"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "kerfd.yaml")
+			if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := flags{config: path}.load()
+			if tt.err == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.err) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %v, want one line with %q", err, tt.err)
+			}
+		})
+	}
+}
+
+func TestConfigFileMissing(t *testing.T) {
+	_, err := flags{config: "/nonexistent/kerfd.yaml"}.load()
+	if err == nil || !strings.Contains(err.Error(), "config /nonexistent/kerfd.yaml: no such file") {
+		t.Error(err)
+	}
+}
+
+func TestFlagsOverrideTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kerfd.yaml")
+	if err := os.WriteFile(path, []byte("runDir: /tmp/a\nsimulate: {profile: a100x8}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := flags{config: path, simulate: "h200x8", runDir: "/tmp/b"}.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{c.RunDir, c.StateDir, c.Simulate.Profile, c.ledgerDir()}
+	if diff := cmp.Diff([]string{"/tmp/b", "/tmp/b/state", "h200x8", "/tmp/b/state/ledger"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte("runDir: /x\n"))
+	f.Add([]byte("simulate: {profile: [}"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		path := filepath.Join(t.TempDir(), "c")
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = flags{config: path}.load()
+	})
+}
