@@ -1,10 +1,13 @@
 package nodetest_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -284,6 +287,69 @@ func TestHang(t *testing.T) {
 		}
 		if err := <-answered; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// holder starts a program that holds memory of each GPU through the node's libcuda, and waits until it does.
+func holder(t *testing.T, n *sim.Node, bytes node.Bytes) *exec.Cmd {
+	t.Helper()
+	exe := filepath.Join(t.TempDir(), "hold")
+	if out, err := exec.Command("gcc", "-o", exe, "testdata/hold.c", "-ldl").CombinedOutput(); err != nil {
+		t.Fatalf("compile testdata/hold.c: %v\n%s", err, out)
+	}
+	library, err := nvml.FindLibrary(n.Root, "libcuda.so.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, library, fmt.Sprint(uint64(bytes)))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("holder said %q, %v", line, err)
+	}
+	return cmd
+}
+
+// TestKilledProcess: what a process holds shows with its pid, and is gone once it was killed.
+func TestKilledProcess(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "l40sx4")
+		lib := open(t, n)
+		gpus, err := lib.GPUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := holder(t, n, 3*node.GiB)
+		for _, g := range gpus {
+			procs, err := lib.Processes(g.UUID)
+			if err != nil || len(procs) != 1 || procs[0].PID != cmd.Process.Pid || procs[0].Bytes != 3*node.GiB+384*node.MiB {
+				t.Errorf("GPU %d: processes %+v, %v; want pid %d with 3Gi and a context", g.Index, procs, err, cmd.Process.Pid)
+			}
+		}
+		if st := n.Status(); len(st.GPUs[1].Processes) != 1 || st.GPUs[1].Used != 3*node.GiB+384*node.MiB {
+			t.Errorf("status %+v", st.GPUs[1])
+		}
+		if err := n.Remove(false); err == nil || !strings.Contains(err.Error(), fmt.Sprint(cmd.Process.Pid)) {
+			t.Errorf("remove of a node in use: %v", err)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // it was killed: that is its error
+		for _, g := range gpus {
+			procs, err := lib.Processes(g.UUID)
+			m, memErr := lib.Memory(g.UUID)
+			if err != nil || memErr != nil || len(procs) != 0 || m.Used != 0 {
+				t.Errorf("GPU %d after the kill: %+v, %+v, %v, %v", g.Index, procs, m, err, memErr)
+			}
 		}
 	})
 }
