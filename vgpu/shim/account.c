@@ -28,10 +28,10 @@ static void tampered(struct share *s)
 	__atomic_fetch_or(&s->slot->flags, KERF_SLOT_TAMPERED, __ATOMIC_RELAXED);
 }
 
+/* `enter` first, then the change (release), then `leave` (release): the order in which kerfd may see them. */
 static void enter(struct share *s)
 {
 	store_relaxed(&s->slot->enter, ++s->enter);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
 }
 
 static void leave(struct share *s)
@@ -74,12 +74,12 @@ static CUresult charge(struct device *d, uint64_t bytes, bool force)
 	ok = !s->tampered && !(load_relaxed(&s->policy->flags) & (KERF_POLICY_TAMPERED | KERF_POLICY_REVOKED));
 	if (likely(ok || force)) {
 		enter(s);
-		store_relaxed(&s->slot->charged[d->index], d->own + bytes);
+		store_release(&s->slot->charged[d->index], d->own + bytes);
 		ok = add_to_sum(d, bytes, force);
 		if (ok)
 			d->own += bytes;
 		else
-			store_relaxed(&s->slot->charged[d->index], d->own);
+			store_release(&s->slot->charged[d->index], d->own);
 		leave(s);
 	}
 	if (!ok)
@@ -122,7 +122,7 @@ void kerf_discharge(struct device *d, uint64_t bytes)
 	d->own -= bytes < d->own ? bytes : d->own;
 	if (load_relaxed(&s->slot->generation) == s->generation) {
 		enter(s);
-		store_relaxed(&s->slot->charged[d->index], d->own);
+		store_release(&s->slot->charged[d->index], d->own);
 		seen = load_acquire(sum);
 		while (!swap_if(sum, &seen, seen > bytes ? seen - bytes : 0))
 			;

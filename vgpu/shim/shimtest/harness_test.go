@@ -242,7 +242,7 @@ func program(t *testing.T, name, source string, args ...string) string {
 	return once(t, "bin/"+name, func(path string) error {
 		root := repoRoot(t)
 		base := []string{
-			"-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I" + filepath.Join(root, "internal/cuda"),
+			"-O1", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-I" + filepath.Join(root, "internal/cuda"),
 			"-I" + filepath.Join(root, "vgpu/shim"), "-o", path, filepath.Join(root, "vgpu/shim/test", source),
 		}
 		out, err := exec.Command("gcc", append(append(base, args...), "-ldl", "-lpthread")...).CombinedOutput()

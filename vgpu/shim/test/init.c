@@ -1,6 +1,5 @@
 /* init.c: prints what cuInit returns, by the route of the argument: linked is not among them, since a program that
  * does not start proves less. */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>

@@ -4,7 +4,6 @@
  *   resolve gpa1   the same for version 1 of the resolver, which has no status
  *   resolve dlsym  name symbol library
  */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>

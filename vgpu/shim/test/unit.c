@@ -1,0 +1,177 @@
+/* unit.c: the books and the accounts alone, under sanitizers: no driver, pages in plain memory, 16 threads at once. */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../account.c"
+#include "../books.c"
+
+#define THREADS 16
+#define ROUNDS  4000
+
+__thread unsigned kerf_depth;
+
+static struct kerf_policy policy;
+static struct kerf_usage usage;
+static struct share one = { .policy = &policy, .usage = &usage, .slot = &usage.slot[3], .generation = 7 };
+static struct device device = { .share = &one };
+
+struct device *kerf_device(CUdevice ordinal) { return ordinal == 0 ? &device : NULL; }
+void kerf_pools_trim(struct device *d) { (void)d; }
+void kerf_graphs_trim(struct device *d) { (void)d; }
+struct room share_room(const struct share *s, unsigned index)
+{
+	return (struct room){ s->policy->device[index].limit, load_relaxed(&s->usage->sum[index].charged) };
+}
+
+static int failures;
+
+#define CHECK(what) do { if (!(what)) { printf("%s:%d: %s\n", __func__, __LINE__, #what); failures++; } } while (0)
+
+static void reset(void)
+{
+	memset(&usage, 0, sizeof usage);
+	memset(&policy, 0, sizeof policy);
+	policy.device[0].limit = 100 * MIB;
+	usage.slot[3].generation = one.generation = 7;
+	one.enter = one.leave = 0;
+	one.tampered = false;
+	device.own = 0;
+}
+
+static void test_limit(void)
+{
+	reset();
+	CHECK(kerf_charge(&device, 100 * MIB) == CUDA_SUCCESS);
+	CHECK(kerf_charge(&device, 512) == CUDA_ERROR_OUT_OF_MEMORY);
+	kerf_discharge(&device, 512);
+	CHECK(kerf_charge(&device, 512) == CUDA_SUCCESS);
+	CHECK(kerf_charge(&device, UINT64_MAX) == CUDA_ERROR_OUT_OF_MEMORY);
+	CHECK(kerf_room(&device) == 0);
+	kerf_discharge(&device, 100 * MIB);
+	CHECK(usage.sum[0].charged == 0 && usage.slot[3].charged[0] == 0);
+	CHECK(usage.slot[3].enter == usage.slot[3].leave && usage.slot[3].refused == 4); /* each refusal tries twice */
+}
+
+static void test_implicit(void)
+{
+	reset();
+	policy.device[0].implicit = 40 * MIB;
+	CHECK(kerf_charge(&device, 61 * MIB) == CUDA_ERROR_OUT_OF_MEMORY);
+	CHECK(kerf_charge(&device, 60 * MIB) == CUDA_SUCCESS);
+	policy.device[0].implicit = 400 * MIB; /* beyond the limit already: nothing wraps round */
+	CHECK(kerf_charge(&device, 512) == CUDA_ERROR_OUT_OF_MEMORY);
+	kerf_discharge(&device, 60 * MIB);
+}
+
+/* Whatever is written to the page, no more than the limit can be charged, and giving back goes on. */
+static void test_scribble(uint64_t *word, uint64_t value)
+{
+	reset();
+	CHECK(kerf_charge(&device, 80 * MIB) == CUDA_SUCCESS);
+	*word = value;
+	CHECK(kerf_charge(&device, 21 * MIB) == CUDA_ERROR_OUT_OF_MEMORY);
+	CHECK(one.tampered && usage.slot[3].mismatch > 0 && (usage.slot[3].flags & KERF_SLOT_TAMPERED));
+	CHECK(kerf_charge(&device, MIB) == CUDA_ERROR_OUT_OF_MEMORY);
+	kerf_discharge(&device, 80 * MIB);
+	CHECK(device.own == 0 && usage.slot[3].charged[0] == 0);
+}
+
+/* The slot belongs to another process by now: neither it nor the sum may be touched. */
+static void test_lost_slot(void)
+{
+	reset();
+	CHECK(kerf_charge(&device, 8 * MIB) == CUDA_SUCCESS);
+	usage.slot[3].generation = 8;
+	usage.slot[3].charged[0] = usage.sum[0].charged = 5;
+	kerf_discharge(&device, 8 * MIB);
+	CHECK(kerf_charge(&device, 512) == CUDA_ERROR_OUT_OF_MEMORY);
+	CHECK(usage.slot[3].charged[0] == 5 && usage.sum[0].charged == 5 && usage.slot[3].mismatch == 0);
+}
+
+static void test_flags(uint32_t flag)
+{
+	reset();
+	policy.flags = flag;
+	CHECK(kerf_charge(&device, 512) == CUDA_ERROR_OUT_OF_MEMORY);
+	CHECK(usage.slot[3].enter == usage.slot[3].leave);
+}
+
+static void *storm(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+	uint64_t base = (uint64_t)(uintptr_t)arg << 40;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		struct book b = { .key = base + ((uint64_t)rand_r(&seed) % 500) * 512, .kind = BOOK_LINEAR, .context = 9 }, out;
+
+		if (book_take(BOOK_LINEAR, b.key, &out)) {
+			kerf_discharge(&device, out.bytes);
+			continue;
+		}
+		b.bytes = kerf_physical((uint64_t)rand_r(&seed) % (3 * MIB) + 1);
+		if (!kerf_charge(&device, b.bytes)) {
+			if (!book_put(&b))
+				kerf_discharge(&device, b.bytes);
+		}
+		if (load_relaxed(&usage.sum[0].charged) > policy.device[0].limit)
+			__atomic_fetch_add(&failures, 1, __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+static uint64_t swept;
+static void gone(const struct book *b) { swept += b->bytes; kerf_discharge(&device, b->bytes); }
+
+static void test_storm(void)
+{
+	pthread_t t[THREADS];
+	uint64_t held;
+
+	reset();
+	for (uintptr_t i = 0; i < THREADS; i++)
+		pthread_create(&t[i], NULL, storm, (void *)(i + 1));
+	for (int i = 0; i < THREADS; i++)
+		pthread_join(t[i], NULL);
+	held = device.own;
+	CHECK(held > 0 && held <= 100 * MIB && usage.sum[0].charged == held && usage.slot[3].charged[0] == held);
+	book_sweep(9, gone);
+	CHECK(swept == held && device.own == 0 && usage.sum[0].charged == 0);
+	CHECK(!one.tampered && usage.slot[3].enter == usage.slot[3].leave);
+}
+
+/* Every entry is found until it is taken, whatever was removed around it. */
+static void test_books(void)
+{
+	struct book out;
+
+	for (uint64_t i = 0; i < 20000; i++)
+		CHECK(book_put(&(struct book){ .key = i * 4096, .kind = BOOK_MAPPING, .bytes = i }));
+	for (uint64_t i = 0; i < 20000; i += 3)
+		CHECK(book_take(BOOK_MAPPING, i * 4096, &out) && out.bytes == i);
+	for (uint64_t i = 0; i < 20000; i++)
+		CHECK(book_get(BOOK_MAPPING, i * 4096, &out) == (i % 3 != 0));
+	for (uint64_t i = 0; i < 20000; i++)
+		CHECK(book_take(BOOK_MAPPING, i * 4096, &out) == (i % 3 != 0));
+	CHECK(!book_get(BOOK_LINEAR, 4096, &out));
+}
+
+int main(void)
+{
+	test_limit();
+	test_implicit();
+	test_scribble(&usage.sum[0].charged, 0);
+	test_scribble(&usage.slot[3].charged[0], 0);
+	test_scribble(&usage.slot[3].enter, 77);
+	test_scribble(&usage.slot[3].leave, 99);
+	test_lost_slot();
+	test_flags(KERF_POLICY_TAMPERED);
+	test_flags(KERF_POLICY_REVOKED);
+	test_books();
+	test_storm();
+	if (failures)
+		return 1;
+	printf("ok\n");
+	return 0;
+}
