@@ -279,6 +279,7 @@ func InOwnProcess(t *testing.T, f func(t *testing.T)) {
 	if os.Getenv(childEnv) != "" {
 		return // a process for another test
 	}
+	SimulatorDir(t) // asked here too, so that a cached result ends with the libraries that it was made with
 	pattern := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
 	cmd := exec.Command(os.Args[0], append([]string{"-test.run=" + pattern, "-test.v"}, passed()...)...)
 	cmd.Env = append(os.Environ(), childEnv+"="+t.Name())

@@ -69,7 +69,7 @@ func TestRealNode(t *testing.T) {
 	if os.Getenv("KERF_REAL_GPU") != "1" {
 		t.Skip("KERF_REAL_GPU is not 1: no real GPU is claimed to be here")
 	}
-	nodetest.InOwnProcess(t, func(t *testing.T) { nodetest.Run(t, "/", false) })
+	nodetest.Run(t, "/", false) // every other test here leaves NVML to a process of its own
 }
 
 // TestInventory compares the whole inventory of each profile with a golden.

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "node.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -374,7 +375,8 @@ NVML nv_return nvmlDeviceGetUtilizationRates(nv_device d, struct nv_utilization 
 /* Per process since this process last asked. */
 NVML nv_return nvmlDeviceGetProcessUtilization(nv_device d, struct nv_process_sample *samples, unsigned *count, unsigned long long last_seen)
 {
-	static struct { uint64_t at, busy; uint32_t generation; } seen[SIM_MAX_GPUS][SIM_MAX_PROCS];
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static struct { uint64_t at, busy; uint32_t generation; } seen[SIM_MAX_GPUS][SIM_MAX_PROCS]; /* under lock */
 	struct user u[SIM_MAX_PROCS];
 	(void)last_seen;
 	ENTER(d, count && (*count == 0 || samples));
@@ -383,6 +385,7 @@ NVML nv_return nvmlDeviceGetProcessUtilization(nv_device d, struct nv_process_sa
 		return NV_NOT_FOUND;
 	if (n > room)
 		return listed(count, room, n);
+	pthread_mutex_lock(&lock);
 	uint64_t now = clock_ns(CLOCK_MONOTONIC), wall = clock_ns(CLOCK_REALTIME) / 1000;
 	for (unsigned i = 0; i < n; i++) {
 		typeof(&seen[0][0]) s = &seen[g->index][u[i].slot];
@@ -393,6 +396,7 @@ NVML nv_return nvmlDeviceGetProcessUtilization(nv_device d, struct nv_process_sa
 		s->busy = busy;
 		s->generation = u[i].use->generation;
 	}
+	pthread_mutex_unlock(&lock);
 	*count = n;
 	return NV_SUCCESS;
 }

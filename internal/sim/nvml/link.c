@@ -3,9 +3,11 @@
 #include "node.h"
 
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* --- PCI --------------------------------------------------------------------------------------------- */
 
@@ -53,15 +55,18 @@ NVML nv_return nvmlDeviceGetPcieLinkMaxSpeed(nv_device d, unsigned *out)
 /* KB/s since this process last asked, from the copy engines' byte counts. */
 NVML nv_return nvmlDeviceGetPcieThroughput(nv_device d, unsigned counter, unsigned *out)
 {
-	static struct { uint64_t at, bytes; } seen[SIM_MAX_GPUS][2];
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static struct { uint64_t at, bytes; } seen[SIM_MAX_GPUS][2]; /* under lock */
 	ENTER(d, out && counter < 2);
 	/* 0: sent by the GPU, 1: received by it */
 	uint64_t bytes = __atomic_load_n(counter == 0 ? &g->s->d2h.bytes : &g->s->h2d.bytes, __ATOMIC_RELAXED);
-	uint64_t now = clock_ns(1 /* CLOCK_MONOTONIC */);
+	pthread_mutex_lock(&lock);
+	uint64_t now = clock_ns(CLOCK_MONOTONIC);
 	typeof(&seen[0][0]) s = &seen[g->index][counter];
 	*out = s->at && now > s->at ? (unsigned)((bytes - s->bytes) * 1000000u / (now - s->at)) : 0;
 	s->at = now;
 	s->bytes = bytes;
+	pthread_mutex_unlock(&lock);
 	return NV_SUCCESS;
 }
 
