@@ -1,6 +1,9 @@
 package node
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Fault is what a GPU says is wrong with it. The zero value is a GPU that says
 // nothing is.
@@ -55,16 +58,29 @@ const (
 	RecoverySystemReboot  RecoveryAction = 7
 )
 
+var recoveryNames = [...]string{
+	"none", "gpu reset", "node reboot", "drain p2p", "drain and reset",
+	"recover imex domain", "bus reset", "system reboot",
+}
+
 func (r RecoveryAction) String() string {
-	names := [...]string{
-		"none", "gpu reset", "node reboot", "drain p2p", "drain and reset",
-		"recover imex domain", "bus reset", "system reboot",
-	}
-	if r < 0 || int(r) >= len(names) {
+	if r < 0 || int(r) >= len(recoveryNames) {
 		return fmt.Sprintf("unknown action %d", int(r))
 	}
-	return names[r]
+	return recoveryNames[r]
 }
 
 // MarshalText writes the name.
 func (r RecoveryAction) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (r *RecoveryAction) UnmarshalText(text []byte) error {
+	if i := slices.Index(recoveryNames[:], string(text)); i >= 0 {
+		*r = RecoveryAction(i)
+		return nil
+	}
+	if _, err := fmt.Sscanf(string(text), "unknown action %d", (*int)(r)); err != nil {
+		return fmt.Errorf("recovery action %q: not known", text)
+	}
+	return nil
+}

@@ -70,3 +70,10 @@ func (u MIGUUID) String() string { return "MIG-" + UUID(u).bare() }
 
 // MarshalText writes the MIG-… form.
 func (u MIGUUID) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (u *MIGUUID) UnmarshalText(text []byte) error {
+	parsed, err := ParseUUID(string(text))
+	*u = MIGUUID(parsed)
+	return err
+}
