@@ -5,7 +5,9 @@ GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 CFLAGS_C := -O2 -g -std=gnu11 -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 LDFLAGS  := -X github.com/kerf-gpu/kerf/cmd/internal/version.Version=$(VERSION)
-GOBUILD  := CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+export CGO_ENABLED := 1
+export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
+GOBUILD  := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 TESTTIME ?= 12m
 export GOFLAGS ?= -p=2

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
@@ -64,6 +65,11 @@ func tidy(c Config, books *ledger.Ledger) error {
 	}
 	if err := os.RemoveAll(c.sessionsDir()); err != nil {
 		return fmt.Errorf("tidy up: %w", err)
+	}
+	if strings.HasPrefix(c.StateDir, c.RunDir+"/") { // a kerfd of its own, as in a demo: the ledger is empty
+		if err := os.RemoveAll(c.StateDir); err != nil {
+			return fmt.Errorf("tidy up: %w", err)
+		}
 	}
 	_ = os.Remove(c.sharesDir()) // each only if empty
 	_ = os.Remove(c.RunDir)

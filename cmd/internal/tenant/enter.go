@@ -182,7 +182,10 @@ func loaderCache(dir string) error {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return bind(fd, LoaderCache)
+	if err := bind(fd, LoaderCache); err != nil {
+		return err
+	}
+	return remountReadOnly(LoaderCache)
 }
 
 // ldconfig is often not on the path of a user who is not root.
