@@ -87,7 +87,7 @@ func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (e
 	return nil
 }
 
-// MissedError says which targets a run missed; the command ends with its exit code.
+// MissedError says which targets a run missed.
 type MissedError struct{ Missed []Result }
 
 func (e MissedError) Error() string {
@@ -98,9 +98,6 @@ func (e MissedError) Error() string {
 	}
 	return "targets missed: " + strings.Join(lines, "; ")
 }
-
-// ExitCode tells a missed target from a bench that could not run.
-func (MissedError) ExitCode() int { return 3 }
 
 // Check is nil where every target was met, else a MissedError.
 func (r Report) Check() error {

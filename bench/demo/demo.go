@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -187,10 +188,12 @@ func (d *demo) kill(ctx context.Context) error {
 		return err
 	}
 	tenant, held := d.lives[victim], d.holds[victim]
-	d.say("\nkill -9 %s, which holds %s; %s can be granted:", victim, gib(held.Held), gib(before))
+	d.say("\nkill -9 %d (%s), which holds %s; %s can be granted:", held.Pid, victim, gib(held.Held), gib(before))
 	killed := time.Now()
-	tenant.Kill()
-	_ = tenant.Wait()
+	if err := syscall.Kill(held.Pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("kill %s: %w", victim, err)
+	}
+	_ = tenant.Wait() // killed: its end is no news
 	delete(d.lives, victim)
 	d.lines[victim].end = "killed, memory back"
 

@@ -11,10 +11,16 @@ slice() {
 	"$kerf" run --socket "$socket" --memory "$memory" -- "$@"
 }
 
+# The suite that internal/node's readings must pass, on this machine's own root or on the profiles.
 conformance() {
-	local test=$build/test/nodetest
+	local test=$build/test/nodetest name=TestRealNode
 	[ -x "$test" ] || { echo "no $test in this build"; return 77; }
-	"$test" -test.run "$([ -n "$simulated" ] && echo Simulated || echo Real)" -test.v
+	[ -n "$simulated" ] && name=TestSimulatedNodes
+	KERF_REAL_GPU=1 KERF_TEST_BUILD=$build "$test" -test.v -test.run "^$name\$" >"$out/nodetest.log" 2>&1 || {
+		grep -A3 -e '--- FAIL' "$out/nodetest.log" | tail -n 5
+		return 1
+	}
+	echo "$name: $(grep -c -e '--- PASS' "$out/nodetest.log") checks passed"
 }
 
 hog() { slice "$1" "$tenants/hog" --limit "$1"; }

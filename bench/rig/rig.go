@@ -56,10 +56,14 @@ const DefaultProfile = "h200x8"
 // startWait bounds kerfd's start: on a real card the driver's own start can take seconds.
 const startWait = 30 * time.Second
 
-// HasGPU tells whether this machine has an NVIDIA driver loaded.
+// HasGPU tells whether this machine has an NVIDIA driver loaded. The node alone says little: the driver's own
+// libraries make it where they are installed without a card. Opening it fails without the kernel module.
 func HasGPU() bool {
-	_, err := os.Stat("/dev/nvidiactl")
-	return err == nil
+	file, err := os.OpenFile("/dev/nvidiactl", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	return file.Close() == nil
 }
 
 // Start starts kerfd and waits until it answers. On error nothing is left behind.

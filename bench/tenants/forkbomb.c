@@ -15,8 +15,8 @@
 
 struct plan {
 	uint64_t processes, parallel, killed, memory, seed;
-	double settle;
-	int json;
+	double settle, lifetime; /* seconds; lifetime: of a process that does next to nothing */
+	int json, nowhere; /* nowhere: /dev/null, for what the children would say */
 };
 
 struct tally { uint64_t started, finished, killed, failed; };
@@ -66,8 +66,7 @@ static pid_t start_self(char *const argv[], int output)
 		fail("fork");
 	if (pid > 0)
 		return pid;
-	if (output >= 0)
-		dup2(output, STDOUT_FILENO);
+	dup2(output, STDOUT_FILENO);
 	execv("/proc/self/exe", argv);
 	_exit(127);
 }
@@ -103,10 +102,10 @@ static void start_child(struct plan *plan, struct child *child, struct tally *ta
 	snprintf(memory, sizeof memory, "%llu", (unsigned long long)plan->memory);
 	snprintf(seed, sizeof seed, "%u", next_random(&plan->seed) & 0xffffff);
 	char *argv[] = {"forkbomb", "--role", "child", "--memory", memory, "--seed", seed, NULL};
-	child->pid = start_self(argv, -1);
+	child->pid = start_self(argv, plan->nowhere);
 	int doomed = next_random(&plan->seed) % 100 < plan->killed;
 	/* Anywhere from before cuInit to the end. */
-	child->kill_at = doomed ? now_seconds() + (next_random(&plan->seed) % 30) * 1e-3 : 0;
+	child->kill_at = doomed ? now_seconds() + plan->lifetime * (next_random(&plan->seed) % 1000) * 1e-3 : 0;
 	tally->started++;
 }
 
@@ -207,7 +206,12 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	tenant_stop_on_signals();
+	plan.nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	if (plan.nowhere < 0)
+		fail("/dev/null");
+	double start = now_seconds();
 	size_t before = look(&simulated);
+	plan.lifetime = now_seconds() - start;
 	struct tally tally = run_children(&plan);
 	size_t after = look_until(before, plan.settle, &simulated);
 	return report(&plan, &tally, before, after, simulated);

@@ -29,7 +29,8 @@ static void on_stop(int number)
 
 void tenant_stop_on_signals(void)
 {
-	struct sigaction action = {.sa_handler = on_stop}; /* no SA_RESTART: a sleep ends at once */
+	/* No SA_RESTART: a sleep ends at once. SA_RESETHAND: the second signal kills, should the GPU hang. */
+	struct sigaction action = {.sa_handler = on_stop, .sa_flags = (int)SA_RESETHAND};
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 }
@@ -163,17 +164,26 @@ void tenant_spin(struct tenant *tenant, CUstream stream, uint64_t microseconds)
 	launch(tenant, tenant->spin, 1, stream, args);
 }
 
-enum { CHUNK = 64 << 20 };
+/* Chunks of at most 64 MiB, equal, and of whole granules where they are that large, so that nothing is lost to
+ * the driver's rounding. */
+static void divide(struct holding *holding, size_t bytes)
+{
+	enum { CHUNK = 64 << 20, GRANULE = 2 << 20 };
+	holding->count = (bytes + CHUNK - 1) / CHUNK;
+	size_t each = holding->count ? bytes / holding->count : 0;
+	holding->chunk_bytes = each & ~(size_t)(each >= GRANULE ? GRANULE - 1 : 3);
+	if (holding->chunk_bytes == 0)
+		holding->count = 0;
+	if (holding->touched > holding->chunk_bytes)
+		holding->touched = holding->chunk_bytes;
+}
 
 void holding_take(struct tenant *tenant, struct holding *holding, size_t bytes, uint32_t seed)
 {
 	if (bytes == 0)
 		bytes = tenant->free_at_start / 10 * 9;
-	holding->chunk_bytes = bytes < CHUNK ? bytes & ~(size_t)3 : CHUNK;
-	holding->count = holding->chunk_bytes ? bytes / holding->chunk_bytes : 0;
+	divide(holding, bytes);
 	holding->seed = seed;
-	if (holding->touched > holding->chunk_bytes)
-		holding->touched = holding->chunk_bytes;
 	holding->chunk = calloc(holding->count ? holding->count : 1, sizeof *holding->chunk);
 	if (!holding->chunk) {
 		fprintf(stderr, "%s: out of host memory\n", tenant->name);

@@ -13,6 +13,9 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 )
 
+// exitMissed tells a missed target from a bench that could not run.
+const exitMissed = 3
+
 func benchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
@@ -90,8 +93,11 @@ func runBench(cmd *cobra.Command, names []string, flags benchFlags) error {
 	if err := print(cmd.OutOrStdout()); err != nil {
 		return err
 	}
-	if flags.check {
-		return report.Check()
+	if !flags.check {
+		return nil
+	}
+	if err := report.Check(); err != nil {
+		return exitError{exitMissed, err}
 	}
 	return nil
 }
