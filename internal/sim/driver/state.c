@@ -1,0 +1,399 @@
+/* state.c: the device files: finding and mapping them, slots, accounts, reaping. See state.h for the rules. */
+#define _GNU_SOURCE
+#include "sim.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define FIXED_ROOT "/run/kerf/sim" /* what a tenant sees */
+#define DEFAULT_CUDA 13000         /* of a driver without a node, which answers all the same */
+
+struct process g = { .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER, .ctl_fd = -1 };
+
+/* --- locks in files ---------------------------------------------------------------------------------- */
+
+_Static_assert(sizeof(pthread_mutex_t) <= sizeof(((struct sim_lock *)0)->mutex), "pthread_mutex_t");
+
+static bool byte_lock(int fd, off_t at, short type, int cmd)
+{
+	struct flock fl = { .l_type = type, .l_whence = SEEK_SET, .l_start = at, .l_len = 1 };
+	return fcntl(fd, cmd, &fl) == 0;
+}
+
+/* Fresh files come with zeroed locks. Two processes may get here at once, so a byte lock decides. */
+static void make_lock(struct sim_lock *l)
+{
+	if (__atomic_load_n(&l->ready, __ATOMIC_ACQUIRE))
+		return;
+	byte_lock(g.ctl_fd, SIM_INIT_LOCK, F_WRLCK, F_SETLKW);
+	if (!__atomic_load_n(&l->ready, __ATOMIC_ACQUIRE)) {
+		pthread_mutexattr_t a;
+		pthread_mutexattr_init(&a);
+		pthread_mutexattr_setpshared(&a, PTHREAD_PROCESS_SHARED);
+		pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
+		pthread_mutex_init((pthread_mutex_t *)l->mutex, &a);
+		pthread_mutexattr_destroy(&a);
+		__atomic_store_n(&l->ready, 1, __ATOMIC_RELEASE);
+	}
+	byte_lock(g.ctl_fd, SIM_INIT_LOCK, F_UNLCK, F_SETLK);
+}
+
+int lock_shared(struct sim_lock *l)
+{
+	int rc = pthread_mutex_lock((pthread_mutex_t *)l->mutex);
+	if (unlikely(rc == EOWNERDEAD))
+		pthread_mutex_consistent((pthread_mutex_t *)l->mutex);
+	return rc;
+}
+
+void unlock_shared(struct sim_lock *l) { pthread_mutex_unlock((pthread_mutex_t *)l->mutex); }
+
+/* --- slots ------------------------------------------------------------------------------------------- */
+
+bool slot_alive(unsigned slot)
+{
+	struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = SIM_SLOT_LOCK_BASE + slot, .l_len = 1 };
+	if (fcntl(g.ctl_fd, F_OFD_GETLK, &fl) != 0)
+		return true; /* not known: never take from the living */
+	return fl.l_type != F_UNLCK;
+}
+
+static bool stale(const struct sim_gpu *gpu, unsigned s)
+{
+	const struct sim_proc *p = &g.ctl->proc[s];
+	return p->pid == 0 || gpu->use[s].generation != p->generation;
+}
+
+/* Makes used_total again from the slots, dropping what dead owners left. Under both locks. */
+static void recount(struct sim_gpu *gpu)
+{
+	uint64_t total = 0;
+	for (unsigned s = 0; s < SIM_MAX_PROCS; s++) {
+		if (gpu->use[s].generation && stale(gpu, s))
+			memset(&gpu->use[s], 0, sizeof gpu->use[s]);
+		total += gpu->use[s].used;
+	}
+	__atomic_store_n(&gpu->used_total, total, __ATOMIC_RELAXED);
+}
+
+static void reap_slots(void)
+{
+	for (unsigned s = 0; s < SIM_MAX_PROCS; s++)
+		if (g.ctl->proc[s].pid && !slot_alive(s))
+			g.ctl->proc[s].pid = 0;
+	for (int i = 0; i < g.ndev; i++) {
+		struct sim_gpu *gpu = g.dev[i].gpu;
+		lock_shared(&gpu->lock);
+		recount(gpu);
+		unlock_shared(&gpu->lock);
+	}
+}
+
+void state_reap(void)
+{
+	lock_shared(&g.ctl->lock);
+	reap_slots();
+	unlock_shared(&g.ctl->lock);
+}
+
+static CUresult take_slot(void)
+{
+	CUresult r = CUDA_ERROR_OPERATING_SYSTEM;
+	lock_shared(&g.ctl->lock);
+	for (int pass = 0; pass < 2 && r != CUDA_SUCCESS; pass++) {
+		for (unsigned s = 0; s < SIM_MAX_PROCS; s++) {
+			struct sim_proc *p = &g.ctl->proc[s];
+			if (p->pid || slot_alive(s) || !byte_lock(g.ctl_fd, SIM_SLOT_LOCK_BASE + s, F_WRLCK, F_SETLK))
+				continue;
+			struct timespec t;
+			clock_gettime(CLOCK_REALTIME, &t);
+			g.slot = s;
+			g.generation = ++p->generation ? p->generation : ++p->generation;
+			p->started = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+			memset(p->comm, 0, sizeof p->comm);
+			strncpy(p->comm, program_invocation_short_name, sizeof p->comm - 1);
+			__atomic_store_n(&p->pid, (int32_t)getpid(), __ATOMIC_RELEASE);
+			r = CUDA_SUCCESS;
+			break;
+		}
+		if (r != CUDA_SUCCESS)
+			reap_slots();
+	}
+	for (int i = 0; i < g.ndev && r == CUDA_SUCCESS; i++) {
+		struct sim_gpu *gpu = g.dev[i].gpu;
+		lock_shared(&gpu->lock);
+		memset(&gpu->use[g.slot], 0, sizeof gpu->use[g.slot]);
+		gpu->use[g.slot].generation = g.generation;
+		recount(gpu);
+		unlock_shared(&gpu->lock);
+		g.dev[i].use = &gpu->use[g.slot];
+	}
+	unlock_shared(&g.ctl->lock);
+	return r;
+}
+
+/* --- accounts ---------------------------------------------------------------------------------------- */
+
+uint64_t capacity(const struct simdev *d) { return d->gpu->facts.memory_total - d->gpu->facts.memory_reserved; }
+
+static void lock_account(struct sim_gpu *gpu)
+{
+	if (unlikely(lock_shared(&gpu->lock) == EOWNERDEAD)) {
+		uint64_t total = 0;
+		for (unsigned s = 0; s < SIM_MAX_PROCS; s++)
+			total += gpu->use[s].used;
+		gpu->used_total = total;
+	}
+}
+
+static bool try_charge(struct simdev *d, enum charge what, uint64_t bytes)
+{
+	struct sim_gpu *gpu = d->gpu;
+	lock_account(gpu);
+	bool ok = bytes <= capacity(d) && gpu->used_total <= capacity(d) - bytes;
+	if (ok) {
+		d->use->used += bytes;
+		gpu->used_total += bytes;
+		if (gpu->used_total > gpu->used_high)
+			gpu->used_high = gpu->used_total;
+		if (what == CHARGE_CONTEXT) {
+			d->use->context += bytes;
+			d->use->contexts++;
+		} else {
+			d->use->allocs++;
+			d->use->managed += what == CHARGE_MANAGED ? bytes : 0;
+		}
+	}
+	unlock_shared(&gpu->lock);
+	return ok;
+}
+
+CUresult charge(struct simdev *d, enum charge what, uint64_t bytes)
+{
+	if (likely(try_charge(d, what, bytes)))
+		return CUDA_SUCCESS;
+	state_reap();
+	if (try_charge(d, what, bytes))
+		return CUDA_SUCCESS;
+	__atomic_fetch_add(&d->use->refused, 1, __ATOMIC_RELAXED);
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void discharge(struct simdev *d, enum charge what, uint64_t bytes)
+{
+	struct sim_gpu *gpu = d->gpu;
+	lock_account(gpu);
+	d->use->used -= bytes;
+	gpu->used_total -= bytes;
+	if (what == CHARGE_CONTEXT) {
+		d->use->context -= bytes;
+		d->use->contexts--;
+	} else {
+		d->use->frees++;
+		d->use->managed -= what == CHARGE_MANAGED ? bytes : 0;
+	}
+	unlock_shared(&gpu->lock);
+}
+
+uint64_t free_bytes(struct simdev *d)
+{
+	uint64_t used;
+	if (!g.zero_cost)
+		state_reap();
+	used = __atomic_load_n(&d->gpu->used_total, __ATOMIC_RELAXED);
+	return used < capacity(d) ? capacity(d) - used : 0;
+}
+
+/* --- opening ----------------------------------------------------------------------------------------- */
+
+static bool has_marker(const char *root)
+{
+	char path[PATH_MAX];
+	struct stat st;
+	return snprintf(path, sizeof path, "%s/SIMULATED", root) < (int)sizeof path && stat(path, &st) == 0;
+}
+
+/* The library lies at R/usr/lib/<triplet>/libcuda.so.<version>, which may be a link to one shared copy: so the
+ * place it was loaded from is looked at before the place that it really is. A tenant's copy lies elsewhere. */
+static bool root_above(const char *file)
+{
+	char path[PATH_MAX];
+	const char *slash = strrchr(file, '/');
+	if (!slash || snprintf(path, sizeof path, "%.*s/../../..", (int)(slash - file), file) >= (int)sizeof path)
+		return false;
+	char *root = realpath(path, NULL);
+	bool ok = root && has_marker(root) && strlen(root) < sizeof g.root;
+	if (ok)
+		strcpy(g.root, root);
+	free(root);
+	return ok;
+}
+
+static void find_root(void)
+{
+	Dl_info info;
+	strcpy(g.root, FIXED_ROOT);
+	if (!dladdr((void *)find_root, &info) || !info.dli_fname || root_above(info.dli_fname))
+		return;
+	char *real = realpath(info.dli_fname, NULL);
+	if (real)
+		root_above(real);
+	free(real);
+}
+
+static void *map_file(const char *name, size_t size, int *fd_out)
+{
+	char path[PATH_MAX];
+	struct stat st;
+	snprintf(path, sizeof path, "%s/dev/%s", g.root, name);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return NULL;
+	void *p = MAP_FAILED;
+	if (fstat(fd, &st) == 0 && (size_t)st.st_size >= size)
+		p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (fd_out && p != MAP_FAILED)
+		*fd_out = fd;
+	else
+		close(fd); /* never nvidiactl once a slot is held, see state.h */
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static void close_gpus(struct sim_gpu **gpu)
+{
+	for (int i = 0; i < SIM_MAX_GPUS; i++)
+		if (gpu[i])
+			munmap(gpu[i], sizeof *gpu[i]);
+}
+
+/* --- CUDA_VISIBLE_DEVICES ---------------------------------------------------------------------------- */
+
+static void uuid_text(const uint8_t u[16], char out[37])
+{
+	snprintf(out, 37, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2], u[3], u[4], u[5],
+	         u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+}
+
+/* The GPU that one word of the list names: an index among the GPUs seen, or a prefix of one GPU's UUID. */
+static int named_gpu(const char *word, struct sim_gpu *const *seen, int n)
+{
+	char *end;
+	if (strncasecmp(word, "GPU-", 4) == 0) {
+		int found = -1;
+		for (int i = 0; i < n; i++) {
+			char text[37];
+			uuid_text(seen[i]->facts.uuid, text);
+			if (word[4] && strncasecmp(text, word + 4, strlen(word + 4)) == 0) {
+				if (found >= 0)
+					return -1; /* names two */
+				found = i;
+			}
+		}
+		return found;
+	}
+	long i = strtol(word, &end, 10);
+	return end != word && *end == 0 && i >= 0 && i < n ? (int)i : -1;
+}
+
+/* As the real driver: the list ends at the first word that names nothing; a GPU named twice empties it. */
+static int apply_visible(const char *list, struct sim_gpu *const *seen, int n, int *order)
+{
+	char copy[4096], *save = NULL;
+	int count = 0;
+	snprintf(copy, sizeof copy, "%s", list);
+	for (char *w = strtok_r(copy, ",", &save); w; w = strtok_r(NULL, ",", &save)) {
+		while (*w == ' ')
+			w++;
+		for (char *e = w + strlen(w); e > w && e[-1] == ' ';)
+			*--e = 0;
+		int i = named_gpu(w, seen, n);
+		if (i < 0)
+			break;
+		for (int k = 0; k < count; k++)
+			if (order[k] == i)
+				return 0;
+		if (count == SIM_MAX_GPUS)
+			break;
+		order[count++] = i;
+	}
+	return count;
+}
+
+static void adopt_device(int ordinal, struct sim_gpu *gpu)
+{
+	struct simdev *d = &g.dev[ordinal];
+	d->ordinal = ordinal;
+	d->node_index = gpu->facts.minor;
+	d->gpu = gpu;
+	d->memfd = -1;
+	make_lock(&gpu->lock);
+	make_lock(&gpu->compute.lock);
+	for (int u = 0; u < UNIT_COUNT; u++) {
+		d->unit[u].dev = d;
+		d->unit[u].kind = (enum unit_kind)u;
+	}
+}
+
+static CUresult open_gpus(void)
+{
+	struct sim_gpu *gpu[SIM_MAX_GPUS] = { 0 }, *seen[SIM_MAX_GPUS];
+	int n = 0, order[SIM_MAX_GPUS];
+	for (int i = 0; i < SIM_MAX_GPUS; i++) {
+		char name[32];
+		snprintf(name, sizeof name, "nvidia%d", i);
+		struct sim_gpu *p = map_file(name, sizeof *p, NULL);
+		if (p && (p->magic != SIM_GPU_MAGIC || p->version != SIM_VERSION)) {
+			munmap(p, sizeof *p);
+			close_gpus(gpu);
+			return CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
+		}
+		if (p)
+			seen[n++] = gpu[i] = p;
+	}
+	const char *list = getenv("CUDA_VISIBLE_DEVICES");
+	int count = n;
+	if (list)
+		count = apply_visible(list, seen, n, order);
+	for (int i = 0; i < count; i++)
+		adopt_device(i, seen[list ? order[i] : i]);
+	g.ndev = count;
+	return count ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; /* unused mappings stay: a failed cuInit may be tried again, rarely */
+}
+
+static CUresult open_ctl(void)
+{
+	if (g.ctl)
+		return CUDA_SUCCESS;
+	find_root();
+	g.ctl = map_file("nvidiactl", sizeof *g.ctl, &g.ctl_fd);
+	return g.ctl ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
+}
+
+int state_version(void)
+{
+	pthread_mutex_lock(&g.lock);
+	int v = open_ctl() == CUDA_SUCCESS && g.ctl->magic == SIM_CTL_MAGIC ? (int)g.ctl->cuda_version : DEFAULT_CUDA;
+	pthread_mutex_unlock(&g.lock);
+	return v;
+}
+
+CUresult state_open(void)
+{
+	TRY(open_ctl());
+	if (g.ctl->magic != SIM_CTL_MAGIC || g.ctl->version != SIM_VERSION)
+		return CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
+	g.zero_cost = g.ctl->flags & SIM_ZERO_COST;
+	make_lock(&g.ctl->lock);
+	TRY(open_gpus());
+	return take_slot();
+}
