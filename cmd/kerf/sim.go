@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -69,8 +70,7 @@ func simStartCommand(o *simOptions) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer n.Close()
-			return o.print(cmd.OutOrStdout(), n.Status())
+			return errors.Join(o.print(cmd.OutOrStdout(), n.Status()), n.Close())
 		},
 		ValidArgsFunction: cobra.FixedCompletions(sim.Profiles(), cobra.ShellCompDirectiveDefault),
 	}
@@ -170,8 +170,7 @@ func (o *simOptions) with(f func(*sim.Node) error) error {
 	if err != nil {
 		return err
 	}
-	defer n.Close()
-	return f(n)
+	return errors.Join(f(n), n.Close())
 }
 
 func (o *simOptions) print(out io.Writer, s sim.Status) error {

@@ -76,26 +76,30 @@ func topoRoot(flag string, source func() (string, error)) string {
 
 // readNode reads what topo shows. A node without a driver has NICs all the same.
 func readNode(root string) (node.Node, error) {
-	var n node.Node
-	host := sysfs.New(root)
-	lib, err := nvml.Open(root)
-	switch {
-	case errors.Is(err, nvml.ErrNoDriver):
-	case err != nil:
+	n, err := readGPUs(root)
+	if err != nil {
 		return n, err
-	default:
-		defer lib.Close()
-		n.Simulated = lib.Simulated()
-		if n.GPUs, err = lib.GPUs(); err != nil {
-			return n, err
-		}
-		host.Locate(n.GPUs)
 	}
+	host := sysfs.New(root)
+	host.Locate(n.GPUs)
 	if n.NICs, err = host.NICs(); err != nil {
 		return n, err
 	}
 	n.NUMA, err = host.NUMA()
 	return n, err
+}
+
+func readGPUs(root string) (n node.Node, err error) {
+	lib, err := nvml.Open(root)
+	if errors.Is(err, nvml.ErrNoDriver) {
+		return n, nil
+	}
+	if err != nil {
+		return n, err
+	}
+	n.Simulated = lib.Simulated()
+	n.GPUs, err = lib.GPUs()
+	return n, errors.Join(err, lib.Close())
 }
 
 func topologyOf(n node.Node) topology {

@@ -1,6 +1,7 @@
 package nvml
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -51,8 +52,7 @@ func (l *Library) Watch() (*Watcher, error) {
 	}
 	w := &Watcher{set: set, uuids: map[gonvml.Device]node.UUID{}}
 	if err := l.register(w); err != nil {
-		w.set.Free()
-		return nil, err
+		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
 }

@@ -13,7 +13,7 @@ import (
 
 func TestParseModuleVersion(t *testing.T) {
 	for text, want := range map[string]string{
-		"NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025\nGCC version:  gcc version 12.2.0\n":                                     "550.163.01",
+		"NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025\nGCC version:  gcc version 12.2.0\n":                                      "550.163.01",
 		"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@U22)  Tue Sep 23 10:11:16 UTC 2025\nGCC version: gcc version 12\n": "580.95.05",
 		"GCC version: 12.2.0\nNVRM version: NVIDIA UNIX Open Kernel Module for aarch64  615.10  Release Build\n":                                                            "615.10",
 	} {

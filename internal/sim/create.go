@@ -40,12 +40,12 @@ func Create(root string, p *Profile, libDir string) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create simulated node: %w", err)
 	}
-	defer os.RemoveAll(making) // of no effect once it has its name
-	if err := p.write(making, libDir); err != nil {
-		return nil, fmt.Errorf("create simulated node: %w", err)
+	err = p.write(making, libDir)
+	if err == nil {
+		err = os.Rename(making, root)
 	}
-	if err := os.Rename(making, root); err != nil {
-		return nil, fmt.Errorf("create simulated node: %w", err)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create simulated node: %w", err), os.RemoveAll(making))
 	}
 	n, err := Open(root)
 	if err != nil {
