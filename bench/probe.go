@@ -3,12 +3,14 @@ package bench
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // probeProgram is the C program that times driver calls, see bench/probe/overhead.c for the clock's care.
@@ -26,6 +28,8 @@ type probe struct {
 	ask    io.WriteCloser
 	answer *bufio.Reader
 	stderr bytes.Buffer
+	once   sync.Once
+	ended  error
 }
 
 func startProbe(cmd *exec.Cmd) (*probe, error) {
@@ -45,7 +49,6 @@ func startProbe(cmd *exec.Cmd) (*probe, error) {
 	p.ask, p.answer = ask, bufio.NewReaderSize(answer, 1<<20)
 	card, err := p.line()
 	if err != nil {
-		p.stop(&err)
 		return nil, err
 	}
 	p.card = strings.TrimPrefix(card, "card ")
@@ -55,18 +58,19 @@ func startProbe(cmd *exec.Cmd) (*probe, error) {
 func (p *probe) line() (string, error) {
 	line, err := p.answer.ReadString('\n')
 	if err != nil {
-		return "", fmt.Errorf("probe ended: %s", firstOf(p.stderr.String(), err.Error()))
+		return "", fmt.Errorf("ended before its answer: %w", cmp.Or(p.end(), err))
 	}
 	return strings.TrimSuffix(line, "\n"), nil
 }
 
-func firstOf(texts ...string) string {
-	for _, text := range texts {
-		if text = strings.TrimSpace(text); text != "" {
-			return text
+// end closes the probe's input, which ends it, and says what it complained of.
+func (p *probe) end() error {
+	p.once.Do(func() {
+		if err := errors.Join(p.ask.Close(), p.cmd.Wait()); err != nil {
+			p.ended = fmt.Errorf("%w: %s", err, strings.TrimSpace(p.stderr.String()))
 		}
-	}
-	return ""
+	})
+	return p.ended
 }
 
 // measure has the probe run one round of a metric.
@@ -86,11 +90,10 @@ func (p *probe) measure(metric overheadMetric, into *samples) error {
 	return nil
 }
 
-// stop ends the probe by closing its input; an error of its own is reported where there is none before.
+// stop ends the probe; an error of its own is reported where there is none before.
 func (p *probe) stop(err *error) {
-	ended := errors.Join(p.ask.Close(), p.cmd.Wait())
-	if *err == nil && ended != nil {
-		*err = fmt.Errorf("probe: %w: %s", ended, strings.TrimSpace(p.stderr.String()))
+	if ended := p.end(); *err == nil && ended != nil {
+		*err = fmt.Errorf("probe: %w", ended)
 	}
 }
 

@@ -47,8 +47,8 @@ type Tenant struct {
 func StartTenant(name string, cmd *exec.Cmd) (*Tenant, error) {
 	t := &Tenant{Name: name, cmd: cmd, events: make(chan Event)}
 	cmd.Stderr = &t.stderr
-	// The group is the tenant's own, so that Stop and Kill reach it through `kerf run` as well, and Ctrl-C at
-	// the terminal does not: the program that started it decides.
+	// A group of its own, so that Kill reaches the tenant through `kerf run` as well, and Ctrl-C at the terminal
+	// does not: the program that started it decides.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	output, err := cmd.StdoutPipe()
 	if err != nil {
@@ -90,8 +90,9 @@ func (t *Tenant) Await(kind string) (Event, error) {
 	return Event{}, fmt.Errorf("tenant %s ended without a '%s' line", t.Name, kind)
 }
 
-// Stop asks the tenant to end; its report still comes.
-func (t *Tenant) Stop() { _ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGTERM) }
+// Stop asks the tenant to end; its report still comes. Not the group: `kerf run` passes the signal on, and a
+// second one kills.
+func (t *Tenant) Stop() { _ = t.cmd.Process.Signal(syscall.SIGTERM) }
 
 // Kill ends the tenant and what it started, at once.
 func (t *Tenant) Kill() { _ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) }

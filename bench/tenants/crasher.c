@@ -12,7 +12,7 @@
 
 static void die_segfault(void)
 {
-	int *volatile nowhere = NULL; /* volatile, or the compiler makes of it what it likes */
+	volatile int *volatile nowhere = NULL; /* twice volatile, or the compiler makes of it what it likes */
 	*nowhere = 1;
 }
 

@@ -11,7 +11,7 @@ int main(int argc, char **argv)
 	uint64_t memory = 0, cells = 0;
 	double seconds = 10, idle = 0.5;
 	const struct option_row rows[] = {
-		{"memory", OPTION_BYTES, &memory, "bytes to hold (nine tenths of what is free)"},
+		{"memory", OPTION_BYTES, &memory, "bytes to hold (four fifths of what is free)"},
 		{"touch", OPTION_BYTES, &held.touched, "bytes of each 64 MiB that carry data (256Ki)"},
 		{"idle", OPTION_NUMBER, &idle, "seconds between cells (0.5)"},
 		{"seconds", OPTION_NUMBER, &seconds, "how long; 0: until SIGTERM (10)"},

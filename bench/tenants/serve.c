@@ -61,7 +61,7 @@ int main(int argc, char **argv)
 {
 	struct serve serve = {.seconds = 10, .micros = 100, .burst = 8, .pause = 0.02, .held.touched = 256 << 10};
 	const struct option_row rows[] = {
-		{"memory", OPTION_BYTES, &serve.memory, "bytes to hold (nine tenths of what is free)"},
+		{"memory", OPTION_BYTES, &serve.memory, "bytes to hold (four fifths of what is free)"},
 		{"touch", OPTION_BYTES, &serve.held.touched, "bytes of each 64 MiB that carry data (256Ki)"},
 		{"request", OPTION_COUNT, &serve.micros, "microseconds of GPU time a request (100)"},
 		{"burst", OPTION_COUNT, &serve.burst, "requests in a burst (8)"},

@@ -181,7 +181,7 @@ static void divide(struct holding *holding, size_t bytes)
 void holding_take(struct tenant *tenant, struct holding *holding, size_t bytes, uint32_t seed)
 {
 	if (bytes == 0)
-		bytes = tenant->free_at_start / 10 * 9;
+		bytes = tenant->free_at_start / 5 * 4;
 	divide(holding, bytes);
 	holding->seed = seed;
 	holding->chunk = calloc(holding->count ? holding->count : 1, sizeof *holding->chunk);

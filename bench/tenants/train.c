@@ -66,7 +66,7 @@ int main(int argc, char **argv)
 {
 	struct train train = {.seconds = 10, .micros = 500, .held.touched = 256 << 10};
 	const struct option_row rows[] = {
-		{"memory", OPTION_BYTES, &train.memory, "bytes to hold (nine tenths of what is free)"},
+		{"memory", OPTION_BYTES, &train.memory, "bytes to hold (four fifths of what is free)"},
 		{"touch", OPTION_BYTES, &train.held.touched, "bytes of each 64 MiB that carry data (256Ki)"},
 		{"step", OPTION_COUNT, &train.micros, "microseconds of GPU time a step (500)"},
 		{"seconds", OPTION_NUMBER, &train.seconds, "how long; 0: until SIGTERM (10)"},
