@@ -26,8 +26,9 @@ import (
 
 // Store is a directory of records of type T. One process at a time owns it.
 type Store[T any] struct {
-	dir  string
-	lock *os.File
+	dir      string
+	lock     *os.File
+	volatile bool // records need not survive the machine, so nothing waits for the disk
 }
 
 // ErrLocked says that another process owns the store.
@@ -54,6 +55,16 @@ func Open[T any](dir string) (*Store[T], error) {
 	return &Store[T]{dir: dir, lock: lock}, nil
 }
 
+// OpenVolatile is Open for records that mean nothing after a reboot, as on a tmpfs: they survive the death of any process,
+// and no write waits for a disk.
+func OpenVolatile[T any](dir string) (*Store[T], error) {
+	s, err := Open[T](dir)
+	if err == nil {
+		s.volatile = true
+	}
+	return s, err
+}
+
 // Close gives the lock back.
 func (s *Store[T]) Close() error { return s.lock.Close() }
 
@@ -74,7 +85,7 @@ func (s *Store[T]) put(key string, record T) error {
 		return err
 	}
 	temp := filepath.Join(s.dir, "."+key+".new")
-	if err := writeSynced(temp, encode(body)); err != nil {
+	if err := s.write(temp, encode(body)); err != nil {
 		_ = os.Remove(temp)
 		return err
 	}
@@ -82,14 +93,14 @@ func (s *Store[T]) put(key string, record T) error {
 		_ = os.Remove(temp)
 		return err
 	}
-	return syncDir(s.dir)
+	return s.sync()
 }
 
 // Delete removes a record; it is no error that there is none.
 func (s *Store[T]) Delete(key string) error {
 	err := os.Remove(s.path(key))
 	if err == nil {
-		err = syncDir(s.dir)
+		err = s.sync()
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete record %s: %w", key, err)
@@ -149,17 +160,24 @@ func decode(content []byte) (body []byte, ok bool) {
 	return body, found && string(rest) == hex.EncodeToString(sum[:])+"\n"
 }
 
-func writeSynced(path string, content []byte) error {
+func (s *Store[T]) write(path string, content []byte) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
+	if err == nil && !s.volatile {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// sync makes a rename or a removal in the directory last.
+func (s *Store[T]) sync() error {
+	if s.volatile {
+		return nil
+	}
+	d, err := os.Open(s.dir)
 	if err != nil {
 		return err
 	}

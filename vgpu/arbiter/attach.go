@@ -2,6 +2,7 @@ package arbiter
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -93,6 +94,9 @@ func (s *Server) attachLocked(live *liveShare, process Process, comm string) (*r
 	if err != nil {
 		_ = s.sessions.Delete(sessionKey(live.spec.ID, slot))
 		event.Message = err.Error()
+		if errors.Is(err, errEnded) { // killed while it started: nobody is refused
+			event.Kind = SessionEnded
+		}
 		return refuse(region.WelcomeDenied, err.Error()), event
 	}
 	if err := region.Guard(func() { live.usage.Page.Slot[slot].Claim(live.generation) }); err != nil {

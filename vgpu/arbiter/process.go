@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,6 +22,9 @@ type Process struct {
 	Start uint64 `json:"start"` // clock ticks since boot
 }
 
+// errEnded says that a process is gone.
+var errEnded = errors.New("it has ended")
+
 // FindProcess reads the start time of a live process. A zombie is not one.
 func FindProcess(pid int) (Process, error) {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
@@ -30,7 +34,7 @@ func FindProcess(pid int) (Process, error) {
 	// The second field is the program's name in brackets, and may hold anything.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
-		return Process{}, fmt.Errorf("find process: %d has ended", pid)
+		return Process{}, fmt.Errorf("find process %d: %w", pid, errEnded)
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
@@ -44,12 +48,15 @@ func FindProcess(pid int) (Process, error) {
 func (p Process) Watch(dead func()) (stop func(), err error) {
 	fd, err := unix.PidfdOpen(p.PID, unix.PIDFD_NONBLOCK)
 	if err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			err = errEnded
+		}
 		return nil, fmt.Errorf("watch process %d: %w", p.PID, err)
 	}
 	// Between reading the start time and opening the descriptor the pid may have changed hands.
 	if now, err := FindProcess(p.PID); err != nil || now != p {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("watch process %d: it has ended", p.PID)
+		return nil, fmt.Errorf("watch process %d: %w", p.PID, errEnded)
 	}
 	file := os.NewFile(uintptr(fd), "pidfd") // non-blocking: served by the runtime's poller
 	raw, err := file.SyscallConn()

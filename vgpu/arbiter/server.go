@@ -86,7 +86,7 @@ func New(config Config) (*Server, error) {
 			return nil, fmt.Errorf("open sessions: %w", err)
 		}
 	}
-	sessions, err := durable.Open[sessionRecord](config.Sessions)
+	sessions, err := durable.OpenVolatile[sessionRecord](config.Sessions)
 	if err != nil {
 		return nil, fmt.Errorf("open sessions: %w", err)
 	}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/internal/sim"
+)
+
+const (
+	build      = "../../build"
+	crashGPU   = 0
+	crashShare = 2 * node.GiB
+)
+
+// daemon is a kerfd on a directory, which can be killed and started again.
+type daemon struct {
+	t   *testing.T
+	dir string
+	cmd *exec.Cmd
+	log bytes.Buffer
+}
+
+func startDaemon(t *testing.T) *daemon {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(build, "bin/kerfd")); err != nil {
+		t.Fatalf("%v; run make build first", err)
+	}
+	dir, err := os.MkdirTemp("", "kerfd") // t.TempDir is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{t: t, dir: filepath.Join(dir, "run")}
+	d.start()
+	t.Cleanup(func() {
+		d.stop()
+		if left, _ := os.ReadDir(dir); len(left) != 0 && !t.Failed() {
+			t.Errorf("left behind after the end: %v", left)
+		}
+		_ = os.RemoveAll(dir)
+		if t.Failed() {
+			t.Logf("kerfd's log:\n%s", d.log.String())
+		}
+	})
+	return d
+}
+
+func (d *daemon) start() {
+	d.t.Helper()
+	d.cmd = exec.Command(filepath.Join(build, "bin/kerfd"), "--simulate", "h200x8", "--sim-zero-cost", "--run-dir", d.dir)
+	d.cmd.Stderr = &d.log
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.eventually("kerfd answers", func() bool {
+		conn, err := net.Dial("unix", control.Socket(d.dir))
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
+}
+
+func (d *daemon) kill() {
+	_ = d.cmd.Process.Kill()
+	_ = d.cmd.Wait()
+}
+
+func (d *daemon) stop() {
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	if err := d.cmd.Wait(); err != nil {
+		d.t.Errorf("kerfd ended with %v", err)
+	}
+}
+
+// eventually waits for what other processes do in their own time.
+func (d *daemon) eventually(what string, ok func() bool) {
+	d.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			d.t.Fatalf("%s: not within 20 s", what)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+func (d *daemon) state() control.State {
+	d.t.Helper()
+	state, err := control.Dial(control.Socket(d.dir)).State(context.Background())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return state
+}
+
+func (d *daemon) sliced(args ...string) *exec.Cmd {
+	run := []string{"--socket", control.Socket(d.dir), "run", "--memory", crashShare.Exact(), "--gpu", fmt.Sprint(crashGPU), "--"}
+	return exec.Command(filepath.Join(build, "bin/kerf"), append(run, args...)...)
+}
+
+// simUsed is what the simulated driver itself has on its books.
+func (d *daemon) simUsed() node.Bytes {
+	d.t.Helper()
+	n, err := sim.Open(filepath.Join(d.dir, "sim"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = n.Close() }()
+	return n.Status().GPUs[crashGPU].Used
+}
+
+func compileStorm(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	storm := filepath.Join(dir, "storm")
+	out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-I../..", "-o", storm, "testdata/storm.c",
+		"-L"+filepath.Join(build, "lib/kerf/sim"), "-l:libcuda.so.1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	return storm
+}
+
+// soak is the number of kills: the long form under `make soak`.
+func soak(short, long int) int {
+	if os.Getenv("KERF_SOAK") != "" {
+		return long
+	}
+	return short
+}
+
+// Eight processes in four shares of one GPU allocate and free without a pause while they are killed at random. Afterwards the
+// ledger, the usage pages and the driver agree that nothing is held, and nobody has waited for a dead one.
+func TestCrashStorm(t *testing.T) {
+	d := startDaemon(t)
+	storm := compileStorm(t)
+	const shares = 4
+	kills := soak(400, 10000) / shares
+	var wait sync.WaitGroup
+	for i := range shares {
+		wait.Go(func() {
+			out, err := d.sliced(storm, fmt.Sprint(kills), "2", fmt.Sprint(i+1)).CombinedOutput()
+			line := strings.TrimSpace(string(out))
+			var killed, started, operations, waited int
+			if n, _ := fmt.Sscanf(line, "kills %d started %d operations %d wait_us %d", &killed, &started, &operations, &waited); err != nil || n != 4 {
+				t.Errorf("share %d: %v: %s", i, err, line)
+				return
+			}
+			t.Logf("share %d (simulated): %s", i, line)
+			if operations == 0 || started < kills/4 {
+				t.Errorf("share %d: too few storms got under way to show anything: %s", i, line)
+			}
+			if waited > 50_000 {
+				t.Errorf("share %d: a survivor waited %d µs in one call, more than 50 ms", i, waited)
+			}
+		})
+	}
+	wait.Wait()
+	d.eventually("every share ends", func() bool { return len(d.state().Shares) == 0 })
+	state := d.state()
+	for _, g := range state.GPUs {
+		if g.Used != 0 || g.Granted != 0 {
+			t.Errorf("GPU %d: NVML sees %s in use, %s granted; want nothing", g.Index, g.Used, g.Granted)
+		}
+	}
+	if used := d.simUsed(); used != 0 {
+		t.Errorf("the simulated driver still counts %s", used)
+	}
+}
+
+// holding is a tenant that holds memory until its input closes, and says so.
+func (d *daemon) holding() (*exec.Cmd, func()) {
+	d.t.Helper()
+	cmd := d.sliced(filepath.Join(build, "libexec/kerf/train"), "--memory", "512Mi", "--seconds", "0")
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	return cmd, func() { _ = cmd.Process.Signal(syscall.SIGTERM); _ = cmd.Wait() }
+}
+
+// kerfd is killed and started again, over and over, while tenants work, come and go: no tenant notices, no byte is lost.
+func TestCrashOfTheDaemon(t *testing.T) {
+	d := startDaemon(t)
+	storm := compileStorm(t)
+	train, end := d.holding()
+	defer end()
+	held := func() node.Bytes {
+		for _, s := range d.state().Shares {
+			if strings.Contains(s.Holder.Command, "train") && len(s.Sessions) == 1 {
+				return s.Devices[0].Used()
+			}
+		}
+		return 0
+	}
+	// Its 512Mi, its context and what the driver rounds up: the books have found all of it when they agree with the driver's own.
+	d.eventually("the first tenant holds its memory", func() bool { return held() > 512*node.MiB && held() == d.simUsed() })
+	want := held()
+
+	stormed := make(chan error, 1)
+	go func() {
+		out, err := d.sliced(storm, fmt.Sprint(soak(150, 2000)), "2", "7").CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		stormed <- err
+	}()
+	d.eventually("the storm has begun", func() bool { return len(d.state().Shares) == 2 })
+	for range soak(5, 50) {
+		d.kill()
+		d.start()
+		if got := held(); got != want {
+			d.eventually("the books are as before", func() bool { return held() == want })
+		}
+	}
+	if err := <-stormed; err != nil {
+		t.Errorf("a tenant died while kerfd restarted: %v", err)
+	}
+	d.eventually("the storm's share ends", func() bool { return len(d.state().Shares) == 1 })
+	state := d.state()
+	if got, sim := state.Shares[0].Devices[0].Used(), d.simUsed(); got != want || sim != want {
+		t.Errorf("the books have %s, the simulated driver %s, want %s", got, sim, want)
+	}
+	if state.Shares[0].Tampered != "" {
+		t.Errorf("flagged: %s", state.Shares[0].Tampered)
+	}
+	end()
+	if code := train.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("the tenant that lived through it ended with %d", code)
+	}
+	d.eventually("nothing is left", func() bool { return len(d.state().Shares) == 0 })
+}
