@@ -9,6 +9,7 @@ package rig
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,6 +114,9 @@ func (r *Rig) startKerfd(ctx context.Context, zeroCost bool) error {
 	return r.waitReady(ctx)
 }
 
+// errEarly is a kerfd that ends without an error before it has served anyone.
+var errEarly = errors.New("exit status 0")
+
 // waitReady polls the control socket, since a process that is starting offers nothing else to wait for.
 func (r *Rig) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWait)
@@ -125,7 +129,7 @@ func (r *Rig) waitReady(ctx context.Context) error {
 		}
 		select {
 		case <-r.exited:
-			return fmt.Errorf("kerfd ended while starting (%v): %s", r.exit, r.log)
+			return fmt.Errorf("kerfd ended while starting: %w: %s", cmp.Or(r.exit, errEarly), r.log)
 		case <-ctx.Done():
 			return fmt.Errorf("kerfd did not answer on %s: %w: %s", r.Socket(), ctx.Err(), r.log)
 		case <-tick.C:

@@ -100,7 +100,7 @@ func (t *Tenant) Kill() { _ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) 
 // Wait waits for the tenant's end, and reads the events nobody waited for. Its error quotes the tenant's own.
 func (t *Tenant) Wait() error {
 	t.once.Do(func() {
-		for range t.events { //nolint:revive // drained, or the reader would block and the tenant with it
+		for range t.events { // drained, or the reader would block, and the tenant with it
 		}
 		if err := t.cmd.Wait(); err != nil {
 			t.ended = fmt.Errorf("tenant %s: %w: %s", t.Name, err, strings.TrimSpace(t.stderr.String()))
