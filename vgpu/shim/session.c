@@ -15,7 +15,9 @@
 #include <sys/un.h>
 
 #define MAX_ORDINALS      32
+#ifndef ATTACH_PATIENCE_S
 #define ATTACH_PATIENCE_S 10 /* kerfd may be restarting; after this the process gets no GPU (fail closed) */
+#endif
 
 /* A forked child must know that it is one before it trusts any state here. The kernel zeroes this page in the
  * child, so no handler runs at fork and a vfork or a raw clone is covered too. The lock of attach lives here as

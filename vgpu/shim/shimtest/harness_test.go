@@ -160,6 +160,7 @@ func (v view) command(t *testing.T, env ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.WaitDelay = 5 * time.Second // a child that outlives the program must not hold the test by its pipe
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "LD_LIBRARY_PATH=/run/kerf/lib", enterEnv + "=" + string(text)}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() != 0 {

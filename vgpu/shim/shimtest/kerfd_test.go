@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/kerf-gpu/kerf/vgpu/region"
 )
@@ -227,4 +228,17 @@ func (s *share) session(slot int) region.Snapshot { return s.usage.Page.Slot[slo
 
 func (n *tenantNode) view(argv ...string) view {
 	return view{Kerf: n.dir, Sim: n.sim, Nodes: n.gpus, Argv: argv}
+}
+
+// reset empties the share between tests: no process uses it.
+func (s *share) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.usage.Page.Slot {
+		atomic.StoreInt32(&s.policy.Page.HostPID[i], 0)
+		s.usage.Page.Slot[i].Release()
+	}
+	u := s.usage.Page
+	u.Magic, u.Version, u.Size = region.Magic, region.Version, uint32(unsafe.Sizeof(*u))
+	s.fold()
 }

@@ -8,26 +8,38 @@ import (
 	"github.com/kerf-gpu/kerf/internal/sim"
 )
 
-// simTenant is a tenant of the first GPUs of a simulated node.
-func simTenant(t *testing.T, v variant, profile string, gpus int) (*tenantNode, *sim.Node) {
+// simNode makes a simulated node for the test.
+func simNode(t *testing.T, profile string) *sim.Node {
 	t.Helper()
 	p, err := sim.LoadProfile(profile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	libs := libraries(t, plain, "simdriver", "simnvml")
-	root := filepath.Join(t.TempDir(), "sim")
-	s, err := sim.Create(root, p, filepath.Join(libs, "sim"))
+	s, err := sim.Create(filepath.Join(t.TempDir(), "sim"), p, filepath.Join(libs, "sim"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// tenantOn is a tenant of the first GPUs of the node.
+func tenantOn(t *testing.T, s *sim.Node, v variant, gpus int) *tenantNode {
+	t.Helper()
+	libs := libraries(t, plain, "simdriver", "simnvml")
 	n := newTenant(t, libraries(t, v, "shim"), filepath.Join(libs, "sim/libcuda.so.1"), filepath.Join(libs, "sim/libnvidia-ml.so.1"))
-	n.sim = root
+	n.sim = s.Root
 	for i := range gpus {
 		n.gpus = append(n.gpus, i)
 	}
-	return n, s
+	return n
+}
+
+func simTenant(t *testing.T, v variant, profile string, gpus int) (*tenantNode, *sim.Node) {
+	t.Helper()
+	s := simNode(t, profile)
+	return tenantOn(t, s, v, gpus), s
 }
 
 var classes = []string{"linear", "managed", "pitched", "async", "from-pool", "vmm", "mapped", "array", "array3d", "mipmap", "graph", "captured", "external"}

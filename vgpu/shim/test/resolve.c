@@ -3,6 +3,7 @@
  *   resolve gpa    name flag version result status symbol library
  *   resolve gpa1   the same for version 1 of the resolver, which has no status
  *   resolve dlsym  name symbol library
+ *   resolve nvml   the same of NVML
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -51,15 +52,16 @@ static void ask(void *resolver, int v1, const char *name, int flag)
 
 int main(int argc, char **argv)
 {
-	void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+	int nvml = argc == 2 && !strcmp(argv[1], "nvml");
+	void *lib = dlopen(nvml ? "libnvidia-ml.so.1" : "libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
 	char name[256], where[400];
 
 	if (argc != 2 || !lib) {
-		fprintf(stderr, "%s\n", lib ? "usage: resolve gpa|gpa1|dlsym" : dlerror());
+		fprintf(stderr, "%s\n", lib ? "usage: resolve gpa|gpa1|dlsym|nvml" : dlerror());
 		return 2;
 	}
 	while (scanf("%255s", name) == 1) {
-		if (!strcmp(argv[1], "dlsym")) {
+		if (nvml || !strcmp(argv[1], "dlsym")) {
 			describe(dlsym(lib, name), where, sizeof where);
 			printf("%s\t%s\n", name, where);
 			continue;
