@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <signal.h>
 #include <time.h>
@@ -62,7 +63,13 @@ static int storm(unsigned seed)
 	CUdeviceptr held[HELD] = {0};
 	CUdevice device;
 	CUcontext context;
-	if (cuInit(0) || cuDeviceGet(&device, 0) || cuDevicePrimaryCtxRetain(&context, device) || cuCtxSetCurrent(context))
+	if (cuInit(0) || cuDeviceGet(&device, 0))
+		return 3;
+	/* A context has its price, which the other storms of the share may have taken at the moment. */
+	for (CUresult r; (r = cuDevicePrimaryCtxRetain(&context, device)) != CUDA_SUCCESS; usleep(1000))
+		if (r != CUDA_ERROR_OUT_OF_MEMORY)
+			return 3;
+	if (cuCtxSetCurrent(context))
 		return 3;
 	schedstat = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
 	__atomic_fetch_add(&shared->ready, 1, __ATOMIC_RELAXED);
@@ -109,8 +116,10 @@ int main(int argc, char **argv)
 	shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, 9, 0);
 	if (shared == MAP_FAILED)
 		return 2;
-	if (child)
+	if (child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* no storm outlives the test */
 		return storm((unsigned)atoi(argv[2]));
+	}
 
 	unsigned kills = (unsigned)atoi(argv[1]), children = (unsigned)atoi(argv[2]), seed = (unsigned)atoi(argv[3]);
 	pid_t pid[64];
