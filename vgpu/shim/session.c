@@ -7,14 +7,12 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#define MAX_ORDINALS      32
 #ifndef ATTACH_PATIENCE_S
 #define ATTACH_PATIENCE_S 10 /* kerfd may be restarting; after this the process gets no GPU (fail closed) */
 #endif
@@ -35,7 +33,7 @@ static pid_t attached_pid;     /* where the kernel knows no MADV_WIPEONFORK (bef
 
 static struct share shares[KERF_MAX_SHARES];
 static int nshares;
-static struct device devices[MAX_ORDINALS];
+static struct device devices[KERF_MAX_ORDINALS];
 static int ndevices;
 
 static const struct hot cold;
@@ -111,18 +109,37 @@ uint64_t kerf_current_context(void)
 	return (uintptr_t)ctx;
 }
 
+/* Programs resolve names before cuInit, when nothing is mapped yet: then the pages are read for this question alone. */
+static bool strict_before_attach(void)
+{
+	struct share found[KERF_MAX_SHARES];
+	char why[448];
+	int n = share_scan(found, KERF_MAX_SHARES, false, why, sizeof why);
+	bool strict = n < 0; /* no share: fails closed, as cuInit will */
+
+	for (int i = 0; i < n; i++)
+		strict |= (found[i].policy->flags & KERF_POLICY_STRICT) != 0;
+	if (n > 0)
+		share_unmap(found, n);
+	return strict;
+}
+
 bool kerf_strict(void)
 {
+	if (!kerf_live())
+		return strict_before_attach();
 	for (int i = 0; i < nshares; i++)
 		if (load_relaxed(&shares[i].policy->flags) & KERF_POLICY_STRICT)
 			return true;
 	return false;
 }
 
+/* Counted before attach, written to the slot by publish. */
+static uint64_t unknown_before;
+
 void kerf_count_unknown(void)
 {
-	if (kerf_live())
-		fetch_add(&shares[0].slot->unknown, 1);
+	fetch_add(kerf_live() ? &shares[0].slot->unknown : &unknown_before, 1);
 }
 
 /* --- the socket ---------------------------------------------------------------------------------------- */
@@ -234,107 +251,15 @@ static bool attach_share(struct share *s, uint32_t driver_version, char *why, si
 	return false;
 }
 
-/* --- which GPUs ---------------------------------------------------------------------------------------- */
-
-static bool number(const char *s, unsigned long *out)
-{
-	unsigned long v = 0;
-
-	if (!*s)
-		return false;
-	for (; *s; s++) {
-		if (*s < '0' || *s > '9' || v > 1000)
-			return false;
-		v = v * 10 + (unsigned long)(*s - '0');
-	}
-	*out = v;
-	return true;
-}
-
-struct granted { int n; char uuid[MAX_ORDINALS][KERF_UUID_TEXT]; };
-
-static void list_granted(struct granted *g)
-{
-	g->n = 0;
-	for (int i = 0; i < nshares; i++)
-		for (unsigned d = 0; d < share_devices(&shares[i]) && g->n < MAX_ORDINALS; d++)
-			uuid_text(shares[i].policy->device[d].uuid, g->uuid[g->n++]);
-}
-
-/* One word of the tenant's CUDA_VISIBLE_DEVICES, read within the slice: an index into what was granted, or the
- * beginning of a UUID that only one of them has. −1: the list ends here, as it does for the driver. */
-static int visible_word(const struct granted *g, const char *word)
-{
-	unsigned long v;
-	int found = -1;
-
-	if (number(word, &v))
-		return v < (unsigned long)g->n ? (int)v : -1;
-	if (strncmp(word, "GPU-", 4))
-		return -1;
-	for (int i = 0; i < g->n; i++)
-		if (!strncasecmp(g->uuid[i], word, strlen(word))) {
-			if (found >= 0)
-				return -1;
-			found = i;
-		}
-	return found;
-}
-
-static void compose_visible(const char *own, char *list, size_t len)
-{
-	struct granted g;
-	char copy[1024], *save = NULL;
-	size_t at = 0;
-
-	list_granted(&g);
-	if (!own) {
-		for (int i = 0; i < g.n; i++)
-			at += (size_t)kerf_format(list + at, len - at, "%s%s", i ? "," : "", g.uuid[i]);
-		return;
-	}
-	kerf_format(copy, sizeof copy, "%s", own);
-	for (char *w = strtok_r(copy, ",", &save); w; w = strtok_r(NULL, ",", &save)) {
-		int i;
-
-		while (*w == ' ')
-			w++;
-		i = visible_word(&g, w);
-		if (i < 0 || at + KERF_UUID_TEXT + 1 >= len)
-			break;
-		at += (size_t)kerf_format(list + at, len - at, "%s%s", at ? "," : "", g.uuid[i]);
-	}
-	if (at == 0)
-		kerf_format(list, len, "-1");
-}
-
-/* The driver itself numbers and hides devices: it reads the variable once, in cuInit. It is put back after, so
- * that children inherit what the tenant wrote. */
-static CUresult init_driver(CUresult (*real)(unsigned), unsigned flags)
-{
-	char list[MAX_ORDINALS * KERF_UUID_TEXT + 1], before[1024];
-	const char *own = getenv("CUDA_VISIBLE_DEVICES");
-	CUresult r;
-
-	if (own)
-		kerf_format(before, sizeof before, "%s", own);
-	compose_visible(own, list, sizeof list);
-	setenv("CUDA_VISIBLE_DEVICES", list, 1);
-	r = real(flags);
-	if (own)
-		setenv("CUDA_VISIBLE_DEVICES", before, 1);
-	else
-		unsetenv("CUDA_VISIBLE_DEVICES");
-	return r;
-}
+/* --- cuInit -------------------------------------------------------------------------------------------- */
 
 static bool map_devices(char *why, size_t len)
 {
 	int n = 0;
 
 	REAL(cuDeviceGetCount)(&n);
-	if (n > MAX_ORDINALS) {
-		kerf_format(why, len, "the driver shows %d GPUs, this shim knows %d at most", n, MAX_ORDINALS);
+	if (n > KERF_MAX_ORDINALS) {
+		kerf_format(why, len, "the driver shows %d GPUs, this shim knows %d at most", n, KERF_MAX_ORDINALS);
 		return false;
 	}
 	for (int i = 0; i < n; i++) {
@@ -357,28 +282,20 @@ static bool map_devices(char *why, size_t len)
 	return true;
 }
 
-/* --- cuInit -------------------------------------------------------------------------------------------- */
-
 static bool attach_all(char *why, size_t len)
 {
 	int version = 0;
 
 	REAL(cuDriverGetVersion)(&version);
-	for (int i = 0; i < nshares; i++) {
-		bool used = false;
-
-		for (int d = 0; d < ndevices; d++)
-			used |= devices[d].share == &shares[i];
-		/* A slot for each share, used or not: a count of unknown calls needs one, and order is simple. */
-		(void)used;
+	for (int i = 0; i < nshares; i++)
 		if (!attach_share(&shares[i], (uint32_t)version, why, len))
 			return false;
-	}
 	return true;
 }
 
 static void publish(struct wiped *w)
 {
+	fetch_add(&shares[0].slot->unknown, load_relaxed(&unknown_before));
 	w->hot.gate = nshares == 1 ? &shares[0].policy->gate : NULL;
 	w->hot.launches = nshares == 1 ? &shares[0].slot->launches : NULL;
 	store_release(&kerf_hot, (const struct hot *)&w->hot);
@@ -398,7 +315,7 @@ static CUresult first_init(struct wiped *w, CUresult (*real)(unsigned), unsigned
 		kerf_say(why);
 		return CUDA_ERROR_SYSTEM_NOT_READY;
 	}
-	r = init_driver(real, flags);
+	r = kerf_init_visible(real, flags, shares, nshares);
 	if (r == CUDA_SUCCESS && !(map_devices(why, sizeof why) && attach_all(why, sizeof why))) {
 		kerf_say(why);
 		r = CUDA_ERROR_SYSTEM_NOT_READY;

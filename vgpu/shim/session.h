@@ -1,4 +1,4 @@
-/* session.h: what the launch path reads. */
+/* session.h: what the launch path reads, and what session.c and visible.c share. */
 #ifndef KERF_SESSION_H
 #define KERF_SESSION_H
 
@@ -11,5 +11,10 @@ struct hot {
 };
 
 extern const struct hot *kerf_hot;
+
+#define KERF_MAX_ORDINALS 32
+
+/* Calls the real cuInit with CUDA_VISIBLE_DEVICES set to the granted GPUs that the tenant's own value chooses. */
+CUresult kerf_init_visible(real_on_init real, unsigned flags, const struct share *shares, int nshares);
 
 #endif

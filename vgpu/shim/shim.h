@@ -2,6 +2,7 @@
  *
  *   intercept.c  the real driver's symbols, the resolver          (calls no part but session)
  *   session.c    attach to the shares at cuInit                   share.c  the pages
+ *   visible.c    which GPUs the driver shows
  *   account.c    charge and discharge                             books.c  what this process holds
  *   mem.c pool.c vmm.c array.c graph.c context.c import.c         one class of allocation each
  *   info.c       what a tenant is told                            gate.c   whether it may submit work

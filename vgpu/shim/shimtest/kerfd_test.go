@@ -63,14 +63,10 @@ func newTenant(t *testing.T, shims, realCuda, realNVML string) *tenantNode {
 			t.Fatal(err)
 		}
 	}
-	for from, to := range map[string]string{
-		filepath.Join(shims, "libcuda.so.1"):      "lib/libcuda.so.1",
-		filepath.Join(shims, "libnvidia-ml.so.1"): "lib/libnvidia-ml.so.1",
-		realCuda: "driver/libkerfreal-cuda.so.1",
-		realNVML: "driver/libkerfreal-nvidia-ml.so.1",
-	} {
-		copyFile(t, from, filepath.Join(dir, to))
-	}
+	copyFile(t, filepath.Join(shims, "libcuda.so.1"), filepath.Join(dir, "lib/libcuda.so.1"))
+	copyFile(t, filepath.Join(shims, "libnvidia-ml.so.1"), filepath.Join(dir, "lib/libnvidia-ml.so.1"))
+	copyFile(t, realCuda, filepath.Join(dir, "driver/libkerfreal-cuda.so.1"))
+	copyFile(t, realNVML, filepath.Join(dir, "driver/libkerfreal-nvidia-ml.so.1"))
 	return n
 }
 
