@@ -63,6 +63,10 @@ static uint32_t next_wanting(struct sim_engine *e, unsigned from)
 {
 	for (unsigned i = 1; i <= SIM_MAX_PROCS; i++) {
 		unsigned s = (from + i) % SIM_MAX_PROCS;
+		if (s % 64 == 0 && !e->want[s / 64] && i + 64 <= SIM_MAX_PROCS) {
+			i += 63; /* nobody in this word */
+			continue;
+		}
 		if (!(e->want[s / 64] >> s % 64 & 1))
 			continue;
 		if (s == g.slot || slot_alive(s))

@@ -32,10 +32,8 @@ static CUresult alloc_linear(CUcontext c, size_t size, CUdeviceptr *out)
 				*out = m->base;
 			r = m ? CUDA_SUCCESS : r;
 		}
-		if (r != CUDA_ERROR_OUT_OF_MEMORY)
+		if (r != CUDA_ERROR_OUT_OF_MEMORY || !pool_trim_all(c->dev))
 			break;
-		if (pass == 0)
-			pool_trim_all(c->dev);
 	}
 	return r;
 }

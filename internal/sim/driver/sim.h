@@ -303,7 +303,7 @@ CUresult capture_forbids(void);                          /* a call that is unsaf
 /* --- stream-ordered memory (pool.c) ------------------------------------------------------------------ */
 
 CUresult pool_default(struct simdev *d, CUmemoryPool *out);
-void pool_trim_all(struct simdev *d);
+bool pool_trim_all(struct simdev *d);       /* gives up what pools keep in reserve; says whether that was anything */
 
 /* --- arrays (array.c) and copies (copy.c) ------------------------------------------------------------- */
 

@@ -72,7 +72,7 @@ func suite(t *testing.T, cc, flags string, env ...string) {
 	for _, name := range strings.Fields(run(t, program, "-list")) {
 		t.Run(name, func(t *testing.T) {
 			root := simulate(t, lib)
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, program, root, ptx, name)
 			cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+filepath.Join(root, "usr/lib", triplet()))
