@@ -114,7 +114,7 @@ func (v view) mount() error {
 }
 
 // run starts the view's program and waits for it. Environment: env alone and PATH.
-func (v view) run(t *testing.T, stdin string, env ...string) result {
+func (v view) run(t testing.TB, stdin string, env ...string) result {
 	t.Helper()
 	cmd := v.command(t, env...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -136,7 +136,7 @@ type result struct {
 	code      int
 }
 
-func (r result) ok(t *testing.T) result {
+func (r result) ok(t testing.TB) result {
 	t.Helper()
 	if r.code != 0 {
 		t.Fatalf("exit status %d\n%s%s", r.code, tail(r.out), tail(r.errs))
@@ -151,7 +151,7 @@ func tail(s string) string {
 	return s
 }
 
-func (v view) command(t *testing.T, env ...string) *exec.Cmd {
+func (v view) command(t testing.TB, env ...string) *exec.Cmd {
 	t.Helper()
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -179,7 +179,7 @@ var built struct {
 	done map[string]error
 }
 
-func repoRoot(t *testing.T) string {
+func repoRoot(t testing.TB) string {
 	t.Helper()
 	dir, err := filepath.Abs("../../..")
 	if err != nil {
@@ -189,7 +189,7 @@ func repoRoot(t *testing.T) string {
 }
 
 // once makes the named thing in the directory of this run, and returns its path.
-func once(t *testing.T, name string, build func(path string) error) string {
+func once(t testing.TB, name string, build func(path string) error) string {
 	t.Helper()
 	built.Lock()
 	defer built.Unlock()
@@ -222,7 +222,7 @@ type variant struct {
 var plain = variant{"gcc", "gcc", ""}
 
 // libraries builds a library directory (build/lib/kerf of a make) with the goals.
-func libraries(t *testing.T, v variant, goals ...string) string {
+func libraries(t testing.TB, v variant, goals ...string) string {
 	t.Helper()
 	name := strings.Join(append([]string{v.name}, goals...), "-")
 	return once(t, name+"/lib/kerf", func(path string) error {
@@ -238,7 +238,7 @@ func libraries(t *testing.T, v variant, goals ...string) string {
 }
 
 // program compiles vgpu/shim/test/<source>.c. Arguments after the source go to the compiler's end.
-func program(t *testing.T, name, source string, args ...string) string {
+func program(t testing.TB, name, source string, args ...string) string {
 	t.Helper()
 	return once(t, "bin/"+name, func(path string) error {
 		root := repoRoot(t)

@@ -28,7 +28,7 @@ type tenantNode struct {
 
 // share is one share's pages and its socket.
 type share struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string
 	policy   *region.File[region.Policy]
 	usage    *region.File[region.Usage]
@@ -47,7 +47,7 @@ type grant struct {
 }
 
 // newTenant makes an empty /run/kerf with the shims in lib and the real libraries in driver.
-func newTenant(t *testing.T, shims, realCuda, realNVML string) *tenantNode {
+func newTenant(t testing.TB, shims, realCuda, realNVML string) *tenantNode {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kerf-tenant-") // short: sockets live below it
 	if err != nil {
@@ -70,7 +70,7 @@ func newTenant(t *testing.T, shims, realCuda, realNVML string) *tenantNode {
 	return n
 }
 
-func copyFile(t *testing.T, from, to string) {
+func copyFile(t testing.TB, from, to string) {
 	t.Helper()
 	b, err := os.ReadFile(from)
 	if err == nil {
@@ -82,7 +82,7 @@ func copyFile(t *testing.T, from, to string) {
 }
 
 // share adds a share and serves its socket until the test ends.
-func (n *tenantNode) share(t *testing.T, id string, grants ...grant) *share {
+func (n *tenantNode) share(t testing.TB, id string, grants ...grant) *share {
 	t.Helper()
 	s := &share{t: t, dir: filepath.Join(n.dir, "shares", id)}
 	if err := os.Mkdir(s.dir, 0o755); err != nil {

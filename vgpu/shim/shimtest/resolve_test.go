@@ -67,7 +67,7 @@ func vendorTenant(t *testing.T, v vendorDriver) *tenantNode {
 }
 
 // direct is the same view without the shim.
-func (n *tenantNode) direct(t *testing.T) *tenantNode {
+func (n *tenantNode) direct(t testing.TB) *tenantNode {
 	t.Helper()
 	d := newTenant(t, filepath.Join(n.dir, "lib"), filepath.Join(n.dir, "driver/libkerfreal-cuda.so.1"), filepath.Join(n.dir, "driver/libkerfreal-nvidia-ml.so.1"))
 	for lib, to := range map[string]string{"libkerfreal-cuda.so.1": "libcuda.so.1", "libkerfreal-nvidia-ml.so.1": "libnvidia-ml.so.1"} {
