@@ -103,7 +103,7 @@ func (r rule) allows(from, imported string) bool {
 	switch {
 	case isOwn:
 		return strings.HasPrefix(own, r.path) || slices.ContainsFunc(r.kerf, under)
-	case imported == "log/slog" || imported == "log": // libraries return errors and do not log
+	case imported == "log/slog": // libraries return errors and do not log
 		return r.path == "cmd"
 	case !strings.Contains(strings.Split(imported, "/")[0], "."):
 		return true // standard library

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -54,8 +55,11 @@ func report(err error) int {
 		fmt.Fprintln(os.Stderr, "kerf:", message)
 	}
 	var exit exitError
-	if errors.As(err, &exit) {
+	switch {
+	case errors.As(err, &exit):
 		return exit.code
+	case strings.HasPrefix(err.Error(), "unknown command"): // cobra has no type for it
+		return exitUsage
 	}
 	return exitFailure
 }
@@ -74,8 +78,9 @@ func rootCommand() *cobra.Command {
 			"Exit codes: 0 done, 1 failed, 64 wrong command line; kerf run: the program's own, 128+N for a signal,\n" +
 			"125 no slice, 126 not executable, 127 not found; kerf bench --check: 3 a target was missed;\n" +
 			"kerf doctor: 0 well, 1 warnings, 2 critical, 3 unknown.",
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		SilenceErrors:      true,
+		SilenceUsage:       true,
+		DisableSuggestions: true, // they would make the one line of an error several
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
 	cmd.PersistentFlags().StringVar(&o.socket, "socket", defaultSocket(), "kerfd's control socket")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -169,7 +170,7 @@ func (g *grants) onEvent(e arbiter.Event) {
 	case arbiter.SessionEnded:
 		g.endIfIdle(e.Share)
 	}
-	g.log.Log(nil, level, string(e.Kind), "share", e.Share, "pid", e.PID, "command", e.Comm, "reason", e.Message)
+	g.log.Log(context.Background(), level, string(e.Kind), "share", e.Share, "pid", e.PID, "command", e.Comm, "reason", e.Message)
 }
 
 // state is what kerf top shows.

@@ -26,6 +26,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
 		return fmt.Errorf("%w; is another kerfd running?", err)
 	}
 	defer func() { err = errors.Join(err, books.Close()) }()
+	defer func() { err = errors.Join(err, tidy(c, books)) }()
 	for _, file := range corrupt {
 		log.Error("a grant's record is damaged and was set aside; its share ends", "file", file)
 	}
@@ -33,7 +34,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, hardware.close(len(books.Entries()) == 0), tidy(c, books)) }()
+	defer func() { err = errors.Join(err, hardware.close(len(books.Entries()) == 0)) }()
 
 	g := &grants{config: c, hardware: hardware, ledger: books, log: log, orphaned: make(map[string]bool), watches: make(map[string]func())}
 	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: hardware, Notify: g.onEvent, Now: time.Now})
