@@ -29,7 +29,7 @@ bin:
 	$(GOBUILD) -o $(B)/bin/ ./cmd/kerf ./cmd/kerfd
 
 demo: deps build ## Four programs share one GPU, each inside its limit (simulated where there is no GPU)
-	bench/demo.sh $(B)
+	$(B)/bin/kerf demo
 
 test: build ## Run every test
 	$(GO) test -timeout $(TESTTIME) ./...

@@ -343,6 +343,12 @@ func TestImplicitBytes(t *testing.T) {
 		return func(s ShareState) bool { return s.Devices[0].Implicit == want }
 	}
 	r.wait("context seen", implicit(512*node.MiB))
+	policy, err := region.Open[region.Policy](filepath.Join(r.dir, "shares", testShare, policyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = policy.Close() }()
+	r.wait("its price is known", func(ShareState) bool { return atomic.LoadUint64(&policy.Page.Device[0].ContextBytes) == 512<<20 })
 	a.do("charge 1048576")
 	r.nvml.set(a.cmd.Process.Pid, 513*node.MiB)
 	r.wait("a charge is not implicit", func(s ShareState) bool { return s.Devices[0].Used() == 513*node.MiB })

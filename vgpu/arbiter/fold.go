@@ -21,8 +21,8 @@ func (s *Server) ended(live *liveShare, session *session) {
 
 // fold takes a session that has ended off the books.
 func (s *Server) fold(live *liveShare, session *session) {
-	slot := &live.usage.Page.Slot[session.slot]
 	if err := region.Guard(func() {
+		slot := &live.usage.Page.Slot[session.slot] // taking the address may read the page already
 		last := slot.Read()
 		for d := range live.devices() {
 			live.usage.Page.Add(d, -int64(min(last.Charged[d], 1<<62)))

@@ -84,13 +84,17 @@ func (s *Server) reconcileGPU(gpu node.UUID) {
 		if len(was.slots) != len(now.slots) {
 			continue // a session came or went meanwhile
 		}
-		bytes, ok := implicitBytes(uint64(used[key.pid]), was.slots, now.slots, now.device)
+		nvml := uint64(used[key.pid])
+		bytes, ok := implicitBytes(nvml, was.slots, now.slots, now.device)
 		if !ok {
 			continue
 		}
-		s.learnContext(gpu, bytes, now)
 		first := now.sessions[0] // a process's implicit bytes are booked on its oldest session
 		first.implicit[now.device] = sample{last: bytes, previous: first.implicit[now.device].last}
+		if nvml == first.nvml[now.device] { // twice the same: not in the middle of making a context
+			s.learnContext(gpu, nvml, now)
+		}
+		first.nvml[now.device] = nvml
 	}
 	for _, live := range s.shares {
 		s.publishImplicit(live)
@@ -140,15 +144,15 @@ func (s *Server) slotsOnLocked(gpu node.UUID) map[processKey]onGPU {
 	return found
 }
 
-// learnContext takes the first process that has charged nothing and yet has memory as the price of one context, and the
-// smallest such price seen is kept. From then on a context is charged when it is made, not found a second later.
+// learnContext takes what a process has that charged nothing, or nothing but a context, as the price of one context; the smallest
+// that was seen is kept. From then on a context is charged when it is made, not found a second later.
 func (s *Server) learnContext(gpu node.UUID, bytes uint64, now onGPU) {
 	charged := uint64(0)
 	for i := range now.slots {
 		charged += now.slots[i].Charged[now.device]
 	}
 	known := s.contextBytes[gpu]
-	if bytes == 0 || charged > 0 || known != 0 && bytes >= known {
+	if bytes == 0 || charged != 0 && charged != known || known != 0 && bytes >= known {
 		return
 	}
 	s.contextBytes[gpu] = bytes

@@ -252,6 +252,7 @@ type session struct {
 	slot     int
 	stop     func()
 	implicit [region.MaxDevices]sample
+	nvml     [region.MaxDevices]uint64 // bytes, at the last reading
 }
 
 // sample is the implicit bytes of a session on one device in the last two readings. The larger one counts: an allocation
