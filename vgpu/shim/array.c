@@ -168,10 +168,12 @@ CUresult on_mipmap_create(real_on_mipmap_create real, CUmipmappedArray *array, c
 
 static CUresult settle(bool booked, struct book *b, CUresult r)
 {
-	if (booked && r)
+	if (booked && r) {
 		book_put(b);
-	else if (booked)
+	} else if (booked) {
 		kerf_discharge(kerf_device(b->ordinal), b->bytes);
+		kerf_holder_gone(b->key);
+	}
 	return r;
 }
 

@@ -33,6 +33,8 @@ static void lost(const struct book *b)
 		kerf_add_imported(d, -(int64_t)b->bytes);
 	else
 		kerf_discharge(d, b->bytes);
+	if (b->kind == BOOK_ARRAY || b->kind == BOOK_MIPMAP)
+		kerf_holder_gone(b->key);
 }
 
 CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice dev)

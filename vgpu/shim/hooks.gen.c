@@ -37,6 +37,10 @@ FREE(cuMemUnmap, on_mem_unmap, (CUdeviceptr p, size_t n), (p, n), (real, p, n))
 FREE(cuMemRetainAllocationHandle, on_mem_retain, (CUmemGenericAllocationHandle *handle, void *p), (handle, p), (real, handle, p))
 FREE(cuMemExportToShareableHandle, on_mem_export, (void *out, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type, unsigned long long flags), (out, handle, type, flags), (real, out, handle, type, flags))
 ALLOC(cuMemImportFromShareableHandle, on_mem_import, (CUmemGenericAllocationHandle *handle, void *in, CUmemAllocationHandleType type), (handle, in, type), (real, handle, in, type))
+FREE(cuMulticastBindMem, on_bind_mem, (CUmemGenericAllocationHandle group, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags), (group, at, handle, offset, n, flags), (real, group, at, handle, offset, n, flags))
+FREE(cuMulticastBindMem_v2, on_bind_mem_v2, (CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags), (group, dev, at, handle, offset, n, flags), (real, group, dev, at, handle, offset, n, flags))
+FREE(cuMulticastBindAddr, on_bind_addr, (CUmemGenericAllocationHandle group, size_t at, CUdeviceptr p, size_t n, unsigned long long flags), (group, at, p, n, flags), (real, group, at, p, n, flags))
+FREE(cuMulticastBindAddr_v2, on_bind_addr_v2, (CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUdeviceptr p, size_t n, unsigned long long flags), (group, dev, at, p, n, flags), (real, group, dev, at, p, n, flags))
 SUBMIT_ON(cuMemMapArrayAsync, on_map_array, (CUarrayMapInfo *list, unsigned int count, CUstream stream), (list, count, stream), (real, list, count, stream))
 SUBMIT_ON(cuMemMapArrayAsync_ptsz, on_map_array, (CUarrayMapInfo *list, unsigned int count, CUstream stream), (list, count, stream), (real, list, count, stream))
 ALLOC(cuArrayCreate_v2, on_array_create, (CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc), (array, desc), (real, array, desc))
@@ -299,6 +303,10 @@ struct hook kerf_hooks[HOOKS] = {
 	[H_cuMemRetainAllocationHandle] = { "cuMemRetainAllocationHandle", NULL, (void *)kerf_x_cuMemRetainAllocationHandle, "cuMemRetainAllocationHandle", 11000, 0, false },
 	[H_cuMemExportToShareableHandle] = { "cuMemExportToShareableHandle", NULL, (void *)kerf_x_cuMemExportToShareableHandle, "cuMemExportToShareableHandle", 10020, 0, false },
 	[H_cuMemImportFromShareableHandle] = { "cuMemImportFromShareableHandle", NULL, (void *)kerf_x_cuMemImportFromShareableHandle, "cuMemImportFromShareableHandle", 10020, 0, false },
+	[H_cuMulticastBindMem] = { "cuMulticastBindMem", NULL, (void *)kerf_x_cuMulticastBindMem, "cuMulticastBindMem", 12010, 0, false },
+	[H_cuMulticastBindMem_v2] = { "cuMulticastBindMem_v2", NULL, (void *)kerf_x_cuMulticastBindMem_v2, "cuMulticastBindMem", 13010, 0, false },
+	[H_cuMulticastBindAddr] = { "cuMulticastBindAddr", NULL, (void *)kerf_x_cuMulticastBindAddr, "cuMulticastBindAddr", 12010, 0, false },
+	[H_cuMulticastBindAddr_v2] = { "cuMulticastBindAddr_v2", NULL, (void *)kerf_x_cuMulticastBindAddr_v2, "cuMulticastBindAddr", 13010, 0, false },
 	[H_cuMemMapArrayAsync] = { "cuMemMapArrayAsync", NULL, (void *)kerf_x_cuMemMapArrayAsync, "cuMemMapArrayAsync", 11010, 0, false },
 	[H_cuMemMapArrayAsync_ptsz] = { "cuMemMapArrayAsync_ptsz", NULL, (void *)kerf_x_cuMemMapArrayAsync_ptsz, "cuMemMapArrayAsync", 11010, 2, false },
 	[H_cuArrayCreate_v2] = { "cuArrayCreate_v2", NULL, (void *)kerf_x_cuArrayCreate_v2, "cuArrayCreate", 3020, 0, false },

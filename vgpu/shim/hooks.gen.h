@@ -39,6 +39,10 @@ enum hook_id {
 	H_cuMemRetainAllocationHandle,
 	H_cuMemExportToShareableHandle,
 	H_cuMemImportFromShareableHandle,
+	H_cuMulticastBindMem,
+	H_cuMulticastBindMem_v2,
+	H_cuMulticastBindAddr,
+	H_cuMulticastBindAddr_v2,
 	H_cuMemMapArrayAsync,
 	H_cuMemMapArrayAsync_ptsz,
 	H_cuArrayCreate_v2,
@@ -326,6 +330,10 @@ typedef CUresult (*fn_cuMemUnmap)(CUdeviceptr p, size_t n);
 typedef CUresult (*fn_cuMemRetainAllocationHandle)(CUmemGenericAllocationHandle *handle, void *p);
 typedef CUresult (*fn_cuMemExportToShareableHandle)(void *out, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type, unsigned long long flags);
 typedef CUresult (*fn_cuMemImportFromShareableHandle)(CUmemGenericAllocationHandle *handle, void *in, CUmemAllocationHandleType type);
+typedef CUresult (*fn_cuMulticastBindMem)(CUmemGenericAllocationHandle group, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags);
+typedef CUresult (*fn_cuMulticastBindMem_v2)(CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags);
+typedef CUresult (*fn_cuMulticastBindAddr)(CUmemGenericAllocationHandle group, size_t at, CUdeviceptr p, size_t n, unsigned long long flags);
+typedef CUresult (*fn_cuMulticastBindAddr_v2)(CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUdeviceptr p, size_t n, unsigned long long flags);
 typedef CUresult (*fn_cuMemMapArrayAsync)(CUarrayMapInfo *list, unsigned int count, CUstream stream);
 typedef CUresult (*fn_cuMemMapArrayAsync_ptsz)(CUarrayMapInfo *list, unsigned int count, CUstream stream);
 typedef CUresult (*fn_cuArrayCreate_v2)(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc);
@@ -637,6 +645,14 @@ typedef CUresult (*real_on_mem_export)(void *out, CUmemGenericAllocationHandle h
 CUresult on_mem_export(real_on_mem_export real, void *out, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type, unsigned long long flags);
 typedef CUresult (*real_on_mem_import)(CUmemGenericAllocationHandle *handle, void *in, CUmemAllocationHandleType type);
 CUresult on_mem_import(real_on_mem_import real, CUmemGenericAllocationHandle *handle, void *in, CUmemAllocationHandleType type);
+typedef CUresult (*real_on_bind_mem)(CUmemGenericAllocationHandle group, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags);
+CUresult on_bind_mem(real_on_bind_mem real, CUmemGenericAllocationHandle group, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags);
+typedef CUresult (*real_on_bind_mem_v2)(CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags);
+CUresult on_bind_mem_v2(real_on_bind_mem_v2 real, CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags);
+typedef CUresult (*real_on_bind_addr)(CUmemGenericAllocationHandle group, size_t at, CUdeviceptr p, size_t n, unsigned long long flags);
+CUresult on_bind_addr(real_on_bind_addr real, CUmemGenericAllocationHandle group, size_t at, CUdeviceptr p, size_t n, unsigned long long flags);
+typedef CUresult (*real_on_bind_addr_v2)(CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUdeviceptr p, size_t n, unsigned long long flags);
+CUresult on_bind_addr_v2(real_on_bind_addr_v2 real, CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUdeviceptr p, size_t n, unsigned long long flags);
 typedef CUresult (*real_on_map_array)(CUarrayMapInfo *list, unsigned int count, CUstream stream);
 CUresult on_map_array(real_on_map_array real, CUarrayMapInfo *list, unsigned int count, CUstream stream);
 typedef CUresult (*real_on_array_create)(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc);

@@ -68,7 +68,7 @@ static inline uint64_t kerf_pages(uint64_t bytes)
 
 enum book_kind {
 	BOOK_NONE, BOOK_LINEAR, BOOK_ASYNC, BOOK_HOST, BOOK_HANDLE, BOOK_MAPPING, BOOK_ARRAY, BOOK_MIPMAP, BOOK_CONTEXT,
-	BOOK_IPC, BOOK_EXTERNAL, BOOK_EXEC, BOOK_KINDS
+	BOOK_IPC, BOOK_EXTERNAL, BOOK_EXEC, BOOK_HELD
 };
 
 struct book {
@@ -77,7 +77,7 @@ struct book {
 	int ordinal;
 	uint64_t bytes;   /* charged for it */
 	uint64_t extra;   /* the class's own: a pointer or a count */
-	uint64_t context; /* that it dies with; 0: outlives contexts */
+	uint64_t context; /* or array, or multicast object, that it dies with; 0: outlives them */
 };
 
 bool book_put(const struct book *b);                                  /* false: no memory for the entry */
@@ -94,6 +94,8 @@ void kerf_note_graph_memory(void);            /* a memory node exists: graph lau
 void kerf_reclaim(struct device *d);          /* give unused pool and graph memory back to the driver: before refusing */
 void kerf_pools_trim(struct device *d);
 void kerf_graphs_trim(struct device *d);
+
+void kerf_holder_gone(uint64_t holder);       /* an array or multicast object that memory was mapped into */
 
 /* Frees that meet a pointer of another class than theirs. */
 CUresult kerf_async_freed(struct book *b, CUresult result);

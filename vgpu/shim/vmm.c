@@ -159,7 +159,19 @@ CUresult on_mem_release(real_on_mem_release real, CUmemGenericAllocationHandle h
 	if (c)
 		drop(c);
 	unlock(&vmm_lock);
+	if (r == CUDA_SUCCESS && !c) /* a multicast object */
+		kerf_holder_gone(handle);
 	return r;
+}
+
+/* The memory mapped at an address, which may lie within a mapping. */
+static struct chunk *mapped_at(CUdeviceptr p)
+{
+	struct chunk *c = get(BOOK_MAPPING, p);
+	CUdeviceptr base;
+	size_t n;
+
+	return c || REAL(cuMemGetAddressRange_v2)(&base, &n, p) ? c : get(BOOK_MAPPING, base);
 }
 
 CUresult on_mem_retain(real_on_mem_retain real, CUmemGenericAllocationHandle *handle, void *p)
@@ -171,7 +183,7 @@ CUresult on_mem_retain(real_on_mem_retain real, CUmemGenericAllocationHandle *ha
 	r = real(handle, p);
 	if (r == CUDA_SUCCESS) {
 		c = get(BOOK_HANDLE, *handle);
-		mapped = c ? c : get(BOOK_MAPPING, (uintptr_t)p);
+		mapped = c ? c : mapped_at((uintptr_t)p);
 		if (mapped && (c || set(BOOK_HANDLE, *handle, mapped, mapped->bytes)))
 			mapped->handles++;
 	}
@@ -266,25 +278,96 @@ CUresult on_mem_import(real_on_mem_import real, CUmemGenericAllocationHandle *ha
 	return r;
 }
 
-/* Memory mapped into a sparse array stays taken after its handle is released. Which of an array's mappings an
- * unmap ends is not followed: the memory counts until this process ends or the handle's last reference and every
- * array mapping made from it are undone in pairs. */
+/* --- what else holds memory: sparse arrays and multicast objects --------------------------------------------- */
+
+/* Memory mapped into an array or bound to a multicast object stays taken after its handle is released. It counts
+ * until the holder goes: an unmap or unbind names a range, not the memory, and which of several it frees is not
+ * followed. Charged too long, never too short. */
+static uint64_t holds;
+
+static void hold(uint64_t holder, struct chunk *c)
+{
+	struct book b = { .key = ++holds, .kind = BOOK_HELD, .context = holder, .extra = (uintptr_t)c };
+
+	if (c && book_put(&b)) /* no memory for the entry: counts as long as its handle or mapping, as it would natively */
+		c->maps++;
+}
+
+static void let_go(const struct book *b)
+{
+	struct chunk *c = (struct chunk *)(uintptr_t)b->extra;
+
+	if (b->kind != BOOK_HELD)
+		return;
+	lock(&vmm_lock);
+	c->maps--;
+	drop(c);
+	unlock(&vmm_lock);
+}
+
+void kerf_holder_gone(uint64_t holder)
+{
+	if (load_relaxed(&holds))
+		book_sweep(holder, let_go);
+}
+
 CUresult on_map_array(real_on_map_array real, CUarrayMapInfo *list, unsigned int count, CUstream stream)
 {
 	CUresult r;
 
 	lock(&vmm_lock);
 	r = real(list, count, stream);
-	for (unsigned int i = 0; r == CUDA_SUCCESS && i < count; i++) {
-		struct chunk *c = get(BOOK_HANDLE, list[i].memHandle.memHandle);
-
-		if (!c)
-			continue;
+	for (unsigned int i = 0; r == CUDA_SUCCESS && i < count; i++)
 		if (list[i].memOperationType == CU_MEM_OPERATION_TYPE_MAP)
-			c->maps++;
-		else if (c->maps)
-			c->maps--;
-	}
+			hold((uintptr_t)list[i].resource.array, get(BOOK_HANDLE, list[i].memHandle.memHandle));
+	unlock(&vmm_lock);
+	return r;
+}
+
+CUresult on_bind_mem(real_on_bind_mem real, CUmemGenericAllocationHandle group, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags)
+{
+	CUresult r;
+
+	lock(&vmm_lock);
+	r = real(group, at, handle, offset, n, flags);
+	if (r == CUDA_SUCCESS)
+		hold(group, get(BOOK_HANDLE, handle));
+	unlock(&vmm_lock);
+	return r;
+}
+
+CUresult on_bind_mem_v2(real_on_bind_mem_v2 real, CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUmemGenericAllocationHandle handle, size_t offset, size_t n, unsigned long long flags)
+{
+	CUresult r;
+
+	lock(&vmm_lock);
+	r = real(group, dev, at, handle, offset, n, flags);
+	if (r == CUDA_SUCCESS)
+		hold(group, get(BOOK_HANDLE, handle));
+	unlock(&vmm_lock);
+	return r;
+}
+
+CUresult on_bind_addr(real_on_bind_addr real, CUmemGenericAllocationHandle group, size_t at, CUdeviceptr p, size_t n, unsigned long long flags)
+{
+	CUresult r;
+
+	lock(&vmm_lock);
+	r = real(group, at, p, n, flags);
+	if (r == CUDA_SUCCESS)
+		hold(group, mapped_at(p));
+	unlock(&vmm_lock);
+	return r;
+}
+
+CUresult on_bind_addr_v2(real_on_bind_addr_v2 real, CUmemGenericAllocationHandle group, CUdevice dev, size_t at, CUdeviceptr p, size_t n, unsigned long long flags)
+{
+	CUresult r;
+
+	lock(&vmm_lock);
+	r = real(group, dev, at, p, n, flags);
+	if (r == CUDA_SUCCESS)
+		hold(group, mapped_at(p));
 	unlock(&vmm_lock);
 	return r;
 }
