@@ -194,3 +194,37 @@ func TestEveryExportIsReachable(t *testing.T) {
 		})
 	}
 }
+
+// TestSubstitution finds every intercepted symbol in the shim over NVIDIA's driver, by every route of the loader.
+func TestSubstitution(t *testing.T) {
+	want := strconv.Itoa(len(intercepted(t, "api.def"))) + "\n"
+	shim := filepath.Join(libraries(t, plain, "shim"), "libcuda.so.1")
+	free := program(t, "substitute", "substitute.c")
+	linked := program(t, "substitute-linked", "substitute.c", "-Wl,--no-as-needed", shim, "-Wl,--allow-shlib-undefined")
+	preload := program(t, "preload.so", "preload.c", "-shared", "-fPIC")
+	for _, v := range vendorDrivers {
+		n := vendorTenant(t, v)
+		for _, route := range []string{"dlopen", "global", "deepbind", "dlmopen", "default", "next"} {
+			t.Run(v.branch+"/"+route, func(t *testing.T) {
+				bin, env := free, []string(nil)
+				if route == "default" || route == "next" {
+					bin = linked
+				}
+				if route == "next" {
+					env = []string{"LD_PRELOAD=" + preload}
+				}
+				if got := n.view(bin, route).run(t, "", env...).ok(t).out; got != want {
+					t.Errorf("found in the shim: %swant %s", got, want)
+				}
+			})
+		}
+		// NVIDIA's symbols have no version, so dlvsym finds none, with the shim as without it.
+		t.Run(v.branch+"/dlvsym", func(t *testing.T) {
+			for _, n := range []*tenantNode{n, n.direct(t)} {
+				if out := n.view(free, "dlvsym").run(t, "").ok(t).out; !strings.HasSuffix(out, "\n0\n") {
+					t.Errorf("dlvsym found %s", tail(out))
+				}
+			}
+		})
+	}
+}
