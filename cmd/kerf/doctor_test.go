@@ -1,0 +1,86 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kerf-gpu/kerf/bench/rig"
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+)
+
+func examine(t *testing.T, r *rig.Rig) (diagnosis, int) {
+	t.Helper()
+	got := end(t, r.Kerf(t.Context(), "doctor", "--json"))
+	var d diagnosis
+	if err := json.Unmarshal([]byte(got.stdout), &d); err != nil {
+		t.Fatalf("%v: %s%s", err, got.stdout, got.stderr)
+	}
+	return d, got.code
+}
+
+func (d diagnosis) check(id string) finding {
+	for _, f := range d.Checks {
+		if f.ID == id {
+			return f
+		}
+	}
+	return finding{}
+}
+
+func TestDoctor(t *testing.T) {
+	r := startRig(t)
+	d, code := examine(t, r)
+	if code != 0 || d.Worst != statusPass || d.Schema != control.DoctorSchema || !d.Simulated {
+		t.Errorf("a healthy simulated node: exit %d, %+v", code, d)
+	}
+	if len(d.Checks) != len(checks) {
+		t.Errorf("%d findings of %d checks", len(d.Checks), len(checks))
+	}
+
+	version := filepath.Join(r.Root(), "proc/driver/nvidia/version")
+	text, err := os.ReadFile(version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(version, []byte(strings.Replace(string(text), r.DriverVersion(), "535.261.03", 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d, code = examine(t, r)
+	if f := d.check("driver.module"); code != 2 || f.Status != statusCrit || !strings.Contains(f.Found, "kernel module 535.261.03") || !strings.Contains(f.Fix, "reboot") {
+		t.Errorf("a module of another version: exit %d, %+v", code, f)
+	}
+}
+
+// A driver library that is gone is one line for the one who runs a program, and critical for the doctor.
+func TestMissingLibrary(t *testing.T) {
+	r := startRig(t)
+	if err := os.Remove(filepath.Join(r.Root(), "usr/lib/x86_64-linux-gnu/libcuda.so.1")); err != nil {
+		t.Fatal(err)
+	}
+	got := end(t, r.Sliced(t.Context(), rig.Slice{Memory: "1Gi"}, "true"))
+	oneLine(t, "kerf run", got, 125, "libcuda.so.1", "install")
+	if d, code := examine(t, r); code != 2 || d.check("driver.library").Status != statusCrit {
+		t.Errorf("doctor: exit %d, %+v", code, d.check("driver.library"))
+	}
+	state, err := control.Dial(r.Socket()).State(t.Context())
+	if err != nil || len(state.Shares) != 0 {
+		t.Errorf("shares left behind: %+v (%v)", state.Shares, err)
+	}
+}
+
+func TestWorstDecides(t *testing.T) {
+	for _, tt := range []struct{ a, b, want status }{
+		{statusPass, statusInfo, statusPass},
+		{statusPass, statusWarn, statusWarn},
+		{statusWarn, statusUnknown, statusUnknown},
+		{statusCrit, statusUnknown, statusCrit},
+		{statusUnknown, statusCrit, statusCrit},
+	} {
+		if got := worse(tt.a, tt.b); got != tt.want {
+			t.Errorf("worse(%s, %s) = %s, want %s", tt.a, tt.b, got, tt.want)
+		}
+	}
+}
