@@ -1,8 +1,8 @@
 # The shims: build/lib/kerf/libcuda.so.1 and libnvidia-ml.so.1.
 #
 # They must load into the oldest image that a driver of CUDA 12 loads into (glibc 2.17), whatever glibc built them:
-#   - dlopen, dlsym: bound to the oldest version through a stub of libdl.so.2, since from 2.34 on they are in libc
-#     with a new version, and on older systems libdl is another library that must be NEEDED.
+#   - dlopen, dlsym: from 2.34 on they are in libc with a new version; before, libdl is another library that must be
+#     NEEDED. A stub of libdl.so.2 with the oldest version comes before libc at link time, so they bind to that.
 #   - the real driver: NEEDED by a private name that exists only in a container, so a stub stands for it at link time.
 SHIM_DIR   := vgpu/shim
 SHIM_ROOT  ?= /run/kerf
@@ -12,7 +12,7 @@ SHIM_CUDA  := account array books context gate graph hooks.gen import info inter
 SHIM_NVML  := nvml nvml_hooks.gen share
 SHIM_HDRS  := $(wildcard $(SHIM_DIR)/*.h internal/cuda/*.h)
 SHIM_LIBDL := $(if $(findstring aarch64,$(shell $(CC) -dumpmachine)),GLIBC_2.17,GLIBC_2.2.5)
-SHIM_CC     = $(CC) $(CFLAGS_C) $(SHIM_FLAGS) -DKERF_ROOT='"$(SHIM_ROOT)"' -include $(SHIM_DIR)/oldlibc.h
+SHIM_CC     = $(CC) $(CFLAGS_C) $(SHIM_FLAGS) -DKERF_ROOT='"$(SHIM_ROOT)"'
 SHIM_LD     = $(CC) -shared $(SHIM_FLAGS) -Wl,-z,now,-z,relro,-z,defs,--no-as-needed -Wl,--build-id
 
 .PHONY: shim
