@@ -126,31 +126,35 @@ static bool look(enum book_kind kind, uint64_t key, struct book *out, bool take)
 	return b != NULL;
 }
 
-/* One shard at a time, restarting a table after each removal, since removal moves entries: a context's end is rare. */
+/* Takes one entry of the context at or after *from; the lock is free while the caller works on it. */
+static bool take_one(struct shard *s, uint64_t context, uint32_t *from, struct book *out)
+{
+	bool found = false;
+
+	lock(&s->lock);
+	for (; *from < s->size && !found; *from += !found)
+		if (s->at[*from].kind != BOOK_NONE && s->at[*from].context == context) {
+			*out = s->at[*from];
+			remove_at(s, *from); /* which may move another entry here: look again at the same place */
+			found = true;
+		}
+	unlock(&s->lock);
+	return found;
+}
+
+/* Other threads move entries meanwhile: a shard is done after a pass that found none. */
 void book_sweep(uint64_t context, void (*gone)(const struct book *))
 {
 	for (size_t n = 0; n < SHARDS; n++) {
-		struct shard *s = &shards[n];
-		struct book b;
-		uint32_t i = 0;
+		bool again;
 
-		for (;;) {
-			bool found = false;
+		do {
+			uint32_t from = 0;
+			struct book b;
 
-			lock(&s->lock);
-			for (; i < s->size && !found; i++)
-				if (s->at[i].kind != BOOK_NONE && s->at[i].context == context) {
-					b = s->at[i];
-					remove_at(s, i);
-					found = true;
-					i = 0;
-					break;
-				}
-			unlock(&s->lock);
-			if (!found)
-				break;
-			gone(&b);
-		}
+			for (again = false; take_one(&shards[n], context, &from, &b); again = true)
+				gone(&b);
+		} while (again);
 	}
 }
 
