@@ -164,6 +164,9 @@ func (d *demo) hog(ctx context.Context) error {
 		}
 		switch event.Event {
 		case "class":
+			if event.Complaint != "" {
+				return fmt.Errorf("hog, class %s: %s (error %d after %s)", event.Class, event.Complaint, event.Error, gib(event.Got))
+			}
 			d.say("  %-8s got %s, then refused %s with error %d", event.Class, gib(event.Got), mib(event.Refused), event.Error)
 			row.peak = max(row.peak, event.Got)
 			row.refused = fmt.Sprintf("%s, error %d", mib(event.Refused), event.Error)

@@ -25,12 +25,11 @@ type Event struct {
 	Verified uint64 `json:"verified"` // regions read back
 	Wrong    uint64 `json:"wrong"`    // of which not as written
 
-	Class   string `json:"class"` // hog: one class of allocation
-	Got     uint64 `json:"got"`
-	Refused uint64 `json:"refused"` // bytes of the request that was refused
-	Error   int    `json:"error"`   // the driver's code for it
-	Left    uint64 `json:"left"`
-	OK      bool   `json:"ok"`
+	Class     string `json:"class"` // hog: one class of allocation
+	Got       uint64 `json:"got"`
+	Refused   uint64 `json:"refused"` // bytes of the request that was refused
+	Error     int    `json:"error"`   // the driver's code for it
+	Complaint string `json:"complaint"`
 }
 
 // Tenant is a running tenant program whose events are read.

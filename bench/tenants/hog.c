@@ -402,9 +402,10 @@ static void print_outcome(const struct hog *hog, const struct class *class, cons
 	         outcome->error, human_bytes(outcome->left), outcome->complaint ? outcome->complaint : "ok");
 	tenant_say(&hog->tenant, "class", text,
 	           "\"class\":\"%s\",\"got\":%zu,\"pieces\":%zu,\"refused\":%zu,\"error\":%d,\"left\":%zu,"
-	           "\"before\":%zu,\"after\":%zu,\"wrong\":%zu,\"ok\":%s",
+	           "\"before\":%zu,\"after\":%zu,\"wrong\":%zu,\"ok\":%s,\"complaint\":\"%s\"",
 	           class->name, outcome->got, outcome->pieces, outcome->refused, outcome->error, outcome->left,
-	           outcome->before, outcome->after, outcome->wrong, outcome->complaint ? "false" : "true");
+	           outcome->before, outcome->after, outcome->wrong, outcome->complaint ? "false" : "true",
+	           outcome->complaint ? outcome->complaint : "");
 }
 
 static int is_chosen(const char *chosen, const char *name)
