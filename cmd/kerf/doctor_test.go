@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -68,6 +69,29 @@ func TestMissingLibrary(t *testing.T) {
 	state, err := control.Dial(r.Socket()).State(t.Context())
 	if err != nil || len(state.Shares) != 0 {
 		t.Errorf("shares left behind: %+v (%v)", state.Shares, err)
+	}
+}
+
+// A GPU that hangs is unknown, and hides nothing about the others.
+func TestHungGPU(t *testing.T) {
+	r := startRig(t)
+	if got := end(t, exec.Command(filepath.Join(binaries, "kerf"), "sim", "inject", "hang", "--gpu", "2", "--root", r.Root(), "--for", "20s")); got.code != 0 {
+		t.Fatal(got.stderr)
+	}
+	state, err := control.Dial(r.Socket()).State(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range state.GPUs {
+		if hung := strings.Contains(g.Error, "NVML has not answered"); hung != (g.Index == 2) {
+			t.Errorf("GPU %d: error %q", g.Index, g.Error)
+		}
+	}
+	if d, code := examine(t, r); code != 3 || d.check("ledger.memory").Status != statusUnknown {
+		t.Errorf("doctor: exit %d, %+v", code, d.check("ledger.memory"))
+	}
+	if got := end(t, exec.Command(filepath.Join(binaries, "kerf"), "sim", "inject", "clear", "--gpu", "2", "--root", r.Root())); got.code != 0 {
+		t.Fatal(got.stderr)
 	}
 }
 

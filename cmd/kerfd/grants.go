@@ -212,7 +212,7 @@ func (g *grants) gpuState(gpu share.GPU, inShares map[int]bool) control.GPU {
 			out.Outside += bytes
 		}
 	}
-	if utilization, err := g.hardware.lib.Utilization(gpu.UUID); err == nil { // vGPU hosts and MIG cards have none
+	if utilization, err := g.hardware.utilization(gpu.UUID); err == nil { // vGPU hosts and MIG cards have none
 		out.Utilization = min(utilization.GPU, 100)
 	}
 	return out

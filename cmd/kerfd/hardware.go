@@ -22,6 +22,9 @@ import (
 // refreshEvery is how often faults are looked for. What GPUs there are does not change while kerfd runs.
 const refreshEvery = 5 * time.Second
 
+// askWithin bounds a question to NVML that somebody waits for.
+const askWithin = 2 * time.Second
+
 // hardware is the node that kerfd serves, real or simulated: the same code, under another root.
 type hardware struct {
 	root string
@@ -33,11 +36,12 @@ type hardware struct {
 	mu       sync.Mutex
 	node     node.Node
 	capacity map[node.UUID]node.Bytes // that can be granted
+	turns    map[node.UUID]chan struct{}
 }
 
 // openHardware makes the simulated node if one is asked for, and reads what is there. A machine without a driver is no error.
 func openHardware(c Config, log *slog.Logger) (*hardware, error) {
-	h := &hardware{root: c.Root, log: log, capacity: make(map[node.UUID]node.Bytes)}
+	h := &hardware{root: c.Root, log: log, capacity: make(map[node.UUID]node.Bytes), turns: make(map[node.UUID]chan struct{})}
 	if c.Simulate.Profile != "" {
 		simulated, err := openSim(c)
 		if err != nil {
@@ -189,7 +193,7 @@ func (h *hardware) shareGPUs() []share.GPU {
 
 // ProcessMemory says how many bytes each process has on a GPU.
 func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
-	processes, err := h.lib.Processes(gpu)
+	processes, err := bounded(h, gpu, h.lib.Processes)
 	if err != nil {
 		return nil, err
 	}
@@ -198,6 +202,50 @@ func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
 		used[p.PID] += p.Bytes
 	}
 	return used, nil
+}
+
+// utilization is NVML's: percent of the last moment in which any kernel ran.
+func (h *hardware) utilization(gpu node.UUID) (nvml.Utilization, error) {
+	return bounded(h, gpu, h.lib.Utilization)
+}
+
+// bounded asks NVML about a GPU and does not wait for long: a call into a hung GPU cannot be ended. The goroutine stays with it,
+// and nobody else asks about that GPU before it comes back, so there is at most one a GPU.
+func bounded[T any](h *hardware, gpu node.UUID, ask func(node.UUID) (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	late := time.After(askWithin)
+	hung := fmt.Errorf("NVML has not answered for %s; the GPU hangs", askWithin)
+	turn := h.turn(gpu)
+	select {
+	case turn <- struct{}{}:
+	case <-late:
+		return *new(T), hung
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		value, err := ask(gpu)
+		<-turn
+		answers <- answer{value, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.value, a.err
+	case <-late:
+		return *new(T), hung
+	}
+}
+
+// turn holds whoever asks about a GPU.
+func (h *hardware) turn(gpu node.UUID) chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.turns[gpu] == nil {
+		h.turns[gpu] = make(chan struct{}, 1)
+	}
+	return h.turns[gpu]
 }
 
 // library is the real driver's file, which a tenant's shim stands in front of.
