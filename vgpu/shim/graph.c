@@ -121,24 +121,24 @@ static void forget(CUgraphExec exec)
 		book_take(BOOK_EXEC, exec_key(exec, i), &b);
 }
 
-/* Charges `bytes` around `go`, then corrects to what the driver holds. With graphs_lock held. */
+/* A charge made before the driver's call, to be corrected after it to what the driver holds. */
 struct charge { struct device *d; uint64_t ahead; };
 
-/* The first launch of a graph needs all of its bytes, unless the driver can reuse what earlier graphs left. */
-static CUresult charge_ahead(struct charge *c, uint64_t bytes)
+/* With graphs_lock held. A graph that was launched before finds its memory in what the driver kept; a first launch
+ * is charged in full, since the driver need not reuse what other graphs left. Then that is given back first. */
+static CUresult charge_ahead(struct charge *c, uint64_t bytes, bool launched)
 {
-	uint64_t used;
-
 	refresh(c->d);
-	c->ahead = bytes;
-	if (!kerf_charge(c->d, bytes))
-		return CUDA_SUCCESS;
-	trim(c->d);
-	if (!kerf_charge(c->d, bytes))
-		return CUDA_SUCCESS;
 	c->ahead = 0;
-	used = attribute(c->d, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT);
-	return charged[c->d->ordinal] >= used + bytes ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+	if (launched && charged[c->d->ordinal] >= attribute(c->d, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT) + bytes)
+		return CUDA_SUCCESS;
+	if (kerf_charge(c->d, bytes)) {
+		trim(c->d);
+		if (kerf_charge(c->d, bytes))
+			return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	c->ahead = bytes;
+	return CUDA_SUCCESS;
 }
 
 static void settle(const struct charge *c)
@@ -201,7 +201,7 @@ static CUresult instantiate(const struct maker *m)
 		for (int i = 0; i < kerf_device_count() && r == CUDA_SUCCESS; i++)
 			if (need.bytes[i]) {
 				charges[n].d = kerf_device(i);
-				r = charge_ahead(&charges[n], need.bytes[i]);
+				r = charge_ahead(&charges[n], need.bytes[i], false);
 				n += r == CUDA_SUCCESS;
 			}
 	if (r == CUDA_SUCCESS)
@@ -251,8 +251,10 @@ CUresult on_graph_launch(real_on_graph_launch real, CUgraphExec exec, CUstream s
 		if (!book_get(BOOK_EXEC, exec_key(exec, i), &b))
 			continue;
 		charges[n].d = kerf_device(i);
-		r = charge_ahead(&charges[n], b.bytes);
+		r = charge_ahead(&charges[n], b.bytes, b.extra != 0);
 		n += r == CUDA_SUCCESS;
+		b.extra = 1;
+		book_put(&b);
 	}
 	if (r == CUDA_SUCCESS)
 		r = real(exec, stream);
