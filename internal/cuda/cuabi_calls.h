@@ -429,6 +429,9 @@ CUAPI CUresult cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraph
 CUAPI CUresult cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo);
 CUAPI CUresult cuGraphExecKernelNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams);
 CUAPI CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams);
+CUAPI CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams, CUcontext ctx);
+CUAPI CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx);
+CUAPI CUresult cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_HOST_NODE_PARAMS *nodeParams);
 CU_PTSZ(cuGraphUpload, (CUgraphExec hGraphExec, CUstream hStream));
 CU_PTSZ(cuGraphLaunch, (CUgraphExec hGraphExec, CUstream hStream));
 CUAPI CUresult cuDeviceGraphMemTrim(CUdevice device);

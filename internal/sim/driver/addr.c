@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "sim.h"
+#include "share.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -159,7 +160,7 @@ static CUresult place(struct phys *p, bool own)
 	if (own) {
 		p->fd = memfd_create("kerf-sim-memory", MFD_CLOEXEC);
 		p->own_fd = true;
-		return p->fd >= 0 && ftruncate(p->fd, (off_t)p->size) == 0 ? CUDA_SUCCESS : CUDA_ERROR_OPERATING_SYSTEM;
+		return p->fd >= 0 ? share_mark(p->fd, d, p->size) : CUDA_ERROR_OPERATING_SYSTEM;
 	}
 	if (d->memfd < 0) {
 		d->memfd = memfd_create("kerf-sim-device", MFD_CLOEXEC);
@@ -200,7 +201,7 @@ void phys_put(struct phys *p)
 		return;
 	if (p->own_fd && p->fd >= 0)
 		close(p->fd);
-	else if (p->fd >= 0)
+	else if (p->fd >= 0 && !p->imported)
 		fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)p->offset, (off_t)p->size);
 	if (p->charged)
 		discharge(p->dev, CHARGE_MEMORY, p->charged);
@@ -409,6 +410,8 @@ bool host_find(CUdeviceptr p, struct span *out)
 	return true;
 }
 
+struct range *addr_range(CUdeviceptr p) { return addr_is_device(p) ? page[(p - space) / GRANULE] : NULL; }
+
 bool addr_find(CUdeviceptr p, struct span *out)
 {
 	if (!addr_is_device(p))
@@ -418,6 +421,8 @@ bool addr_find(CUdeviceptr p, struct span *out)
 		return false;
 	if (r->kind == R_BLOCK)
 		return find_small(r, p, out);
+	if (r->kind == R_POOL)
+		return pool_find(r, p, out);
 	*out = (struct span){ r, r->base, r->size, r->id };
 	return p - r->base < r->size;
 }
@@ -427,7 +432,7 @@ bool addr_accessible(const struct simdev *d, CUdeviceptr p, uint64_t n, bool wri
 {
 	while (n) {
 		struct span s;
-		if (!addr_find(p, &s) || s.range->kind == R_RESERVED)
+		if (!addr_find(p, &s) || s.range->kind == R_RESERVED || (s.range->kind == R_GRAPH && !s.range->phys))
 			return false;
 		if (s.range->kind == R_MAP && d && !((write ? s.range->writable : s.range->readable) >> d->ordinal & 1))
 			return false;

@@ -101,6 +101,11 @@ static void destroy(CUcontext c)
 			break;
 		}
 	context_free_memory(c);
+	bool last = true;
+	for (CUcontext other = g.contexts; other; other = other->next)
+		last &= other->dev != c->dev;
+	if (last)
+		pool_drop_all(c->dev);
 	discharge(c->dev, CHARGE_CONTEXT, c->charged);
 }
 
@@ -226,9 +231,7 @@ CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev)
 	struct simdev *d;
 	TRY(device_of(dev, &d));
 	pthread_mutex_lock(&g.lock);
-	unsigned refs = d->primary_refs;
-	drop_primary(d);
-	d->primary_refs = refs ? 0 : 0; /* references are void with the state they referred to */
+	drop_primary(d); /* and with it the references to it */
 	pthread_mutex_unlock(&g.lock);
 	return CUDA_SUCCESS;
 }
@@ -372,6 +375,7 @@ CUresult cuCtxSynchronize_v2(CUcontext ctx)
 	TRY(capture_forbids());
 	pthread_mutex_lock(&g.lock);
 	wait_idle_context(ctx);
+	pool_synchronized(ctx->dev);
 	pthread_mutex_unlock(&g.lock);
 	return usable(ctx);
 }

@@ -38,7 +38,7 @@ static CUresult make_copy(const struct copy *c, struct op **out)
 		unit = OP_COMPUTE;
 		rate = d->gpu->facts.bw_d2d;
 	}
-	struct op *op = op_new(unit, sizeof *c);
+	struct op *op = op_new(unit, CU_GRAPH_NODE_TYPE_MEMCPY, sizeof *c);
 	REQUIRE(op, CUDA_ERROR_OUT_OF_MEMORY);
 	memcpy(op->arg, c, sizeof *c);
 	op->run = run_copy;
@@ -86,13 +86,11 @@ static CUresult side_any(CUdeviceptr p, uint64_t bytes, bool write, bool must_be
 	return CUDA_SUCCESS;
 }
 
-static uint64_t array_row(CUarray a) { return a->pitch; }
-
 static CUresult side_array(CUarray a, struct side *out)
 {
 	REQUIRE(is_kind(a, K_ARRAY), CUDA_ERROR_INVALID_HANDLE);
-	REQUIRE(a->range, CUDA_ERROR_NOT_MAPPED);
-	*out = (struct side){ .bytes = (char *)addr_bytes(a->range->base) + a->offset, .pitch = array_row(a), .slice = a->slice, .dev = a->range->dev };
+	REQUIRE(a->at, CUDA_ERROR_NOT_MAPPED);
+	*out = (struct side){ .bytes = addr_bytes(a->at), .pitch = a->pitch, .slice = a->slice, .dev = a->ctx->dev };
 	return CUDA_SUCCESS;
 }
 
@@ -386,7 +384,7 @@ CUresult fill_op(const struct simdev *d, struct fill f, struct op **out)
 	REQUIRE(f.at % f.element == 0 && f.pitch >= row && f.pitch % f.element == 0, CUDA_ERROR_INVALID_VALUE);
 	if (row && f.height)
 		REQUIRE(addr_accessible(NULL, f.at, (f.height - 1) * f.pitch + row, true), CUDA_ERROR_INVALID_VALUE);
-	struct op *op = op_new(OP_COMPUTE, sizeof f);
+	struct op *op = op_new(OP_COMPUTE, CU_GRAPH_NODE_TYPE_MEMSET, sizeof f);
 	REQUIRE(op, CUDA_ERROR_OUT_OF_MEMORY);
 	memcpy(op->arg, &f, sizeof f);
 	op->run = run_fill;

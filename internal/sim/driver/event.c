@@ -22,6 +22,16 @@ CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags)
 	return e ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+static void forget_capture(CUevent e)
+{
+	if (e->capture)
+		capture_forget(e->capture);
+	free(e->nodes);
+	e->capture = NULL;
+	e->nodes = NULL;
+	e->node_count = 0;
+}
+
 CUresult cuEventDestroy_v2(CUevent hEvent)
 {
 	TRY(ready());
@@ -29,7 +39,7 @@ CUresult cuEventDestroy_v2(CUevent hEvent)
 	bool ok = is_kind(hEvent, K_EVENT);
 	if (ok) {
 		mark_put(hEvent->mark);
-		free(hEvent->nodes);
+		forget_capture(hEvent);
 		object_free(hEvent);
 	}
 	pthread_mutex_unlock(&g.lock);
@@ -48,7 +58,7 @@ static CUresult record(CUevent e, CUstream h)
 	REQUIRE(e->ctx == s->ctx, CUDA_ERROR_INVALID_HANDLE);
 	if (capturing(s))
 		return capture_event(s, e);
-	struct op *op = op_new(OP_NOW, 0);
+	struct op *op = op_new(OP_NOW, CU_GRAPH_NODE_TYPE_EVENT_RECORD, 0);
 	struct mark *m = mark_new();
 	if (!op || !m) {
 		free(op);
@@ -57,7 +67,7 @@ static CUresult record(CUevent e, CUstream h)
 	}
 	mark_put(e->mark);
 	e->mark = m;
-	e->capture = NULL;
+	forget_capture(e);
 	m->refs++;
 	op->fires = m;
 	op_submit(s, op);
@@ -103,6 +113,7 @@ CUresult cuEventSynchronize(CUevent hEvent)
 	if (r == CUDA_SUCCESS && hEvent->mark) {
 		CUcontext c = hEvent->ctx;
 		wait_mark(hEvent->mark);
+		pool_synchronized(c->dev);
 		r = usable(c);
 	}
 	pthread_mutex_unlock(&g.lock);

@@ -5,8 +5,6 @@
 
 /* --- a launch as an op ------------------------------------------------------------------------------- */
 
-struct launch { CUfunction f; unsigned char bytes[]; };
-
 static void pointers(const struct launch *l, void **args)
 {
 	for (unsigned i = 0; i < l->f->nparams; i++)
@@ -41,17 +39,26 @@ static CUresult unpack_extra(CUfunction f, void **extra, unsigned char *to)
 	return CUDA_SUCCESS;
 }
 
-CUresult kernel_op(CUfunction f, void **params, void **extra, struct op **out)
+static bool shape_ok(const struct launch *l)
 {
+	const unsigned *grid = l->grid, *block = l->block;
+	return grid[0] && grid[1] && grid[2] && grid[0] <= INT32_MAX && grid[1] <= 65535 && grid[2] <= 65535 && block[0] && block[1] && block[2] &&
+	       block[0] <= 1024 && block[1] <= 1024 && block[2] <= 64 && (uint64_t)block[0] * block[1] * block[2] <= 1024 && l->shared <= 166912;
+}
+
+CUresult kernel_op(const struct launch *shape, void **params, void **extra, struct op **out)
+{
+	CUfunction f = shape->f;
 	void *args[MAX_PARAMS];
 	REQUIRE(is_kind(f, K_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
+	REQUIRE(shape_ok(shape), CUDA_ERROR_INVALID_VALUE);
 	REQUIRE(f->impl, CUDA_ERROR_NOT_SUPPORTED);
 	REQUIRE(!(params && extra), CUDA_ERROR_INVALID_VALUE);
 	REQUIRE(params || extra || !f->nparams, CUDA_ERROR_INVALID_VALUE);
-	struct op *op = op_new(OP_COMPUTE, sizeof(struct launch) + f->param_bytes);
+	struct op *op = op_new(OP_COMPUTE, CU_GRAPH_NODE_TYPE_KERNEL, sizeof(struct launch) + f->param_bytes);
 	REQUIRE(op, CUDA_ERROR_OUT_OF_MEMORY);
 	struct launch *l = (struct launch *)op->arg;
-	l->f = f;
+	*l = *shape;
 	for (unsigned i = 0; params && i < f->nparams; i++)
 		memcpy(l->bytes + f->param_offset[i], params[i], f->param_size[i]);
 	if (extra) {
@@ -71,20 +78,12 @@ CUresult kernel_op(CUfunction f, void **params, void **extra, struct op **out)
 
 /* --- the calls --------------------------------------------------------------------------------------- */
 
-static bool shape_ok(const unsigned grid[3], const unsigned block[3], unsigned shared)
-{
-	return grid[0] && grid[1] && grid[2] && grid[0] <= INT32_MAX && grid[1] <= 65535 && grid[2] <= 65535 && block[0] && block[1] && block[2] &&
-	       block[0] <= 1024 && block[1] <= 1024 && block[2] <= 64 && (uint64_t)block[0] * block[1] * block[2] <= 1024 && shared <= 166912;
-}
-
-static CUresult launch(CUfunction f, const unsigned grid[3], const unsigned block[3], unsigned shared, CUstream h, void **params, void **extra)
+static CUresult launch(const struct launch *shape, CUstream h, void **params, void **extra)
 {
 	struct op *op;
 	CUcontext c;
 	TRY(current(&c));
-	REQUIRE(is_kind(f, K_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
-	REQUIRE(shape_ok(grid, block, shared), CUDA_ERROR_INVALID_VALUE);
-	TRY(kernel_op(f, params, extra, &op));
+	TRY(kernel_op(shape, params, extra, &op));
 	return submit(h, op);
 }
 
@@ -106,8 +105,8 @@ CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDi
 	CUresult r;
 	if (null_launch(f, hStream, &r))
 		return r;
-	return launch(f, (unsigned[]){ gridDimX, gridDimY, gridDimZ }, (unsigned[]){ blockDimX, blockDimY, blockDimZ }, sharedMemBytes, hStream,
-	              kernelParams, extra);
+	struct launch shape = { f, { gridDimX, gridDimY, gridDimZ }, { blockDimX, blockDimY, blockDimZ }, sharedMemBytes };
+	return launch(&shape, hStream, kernelParams, extra);
 }
 
 static CUresult cooperative_fits(CUfunction f, const unsigned grid[3])
@@ -142,8 +141,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **ker
 	REQUIRE(config && (config->attrs || !config->numAttrs), CUDA_ERROR_INVALID_VALUE);
 	if (null_launch(f, config->hStream, &r))
 		return r;
-	unsigned grid[] = { config->gridDimX, config->gridDimY, config->gridDimZ };
-	unsigned block[] = { config->blockDimX, config->blockDimY, config->blockDimZ };
+	const struct launch shape = { f, { config->gridDimX, config->gridDimY, config->gridDimZ },
+	                              { config->blockDimX, config->blockDimY, config->blockDimZ }, config->sharedMemBytes };
+	const unsigned *grid = shape.grid;
 	for (unsigned i = 0; i < config->numAttrs; i++) {
 		const CUlaunchAttribute *a = &config->attrs[i];
 		if (a->id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && a->value.cooperative)
@@ -155,7 +155,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **ker
 		if (a->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT)
 			TRY(cuEventRecord(a->value.launchCompletionEvent.event, config->hStream));
 	}
-	return launch(f, grid, block, config->sharedMemBytes, config->hStream, kernelParams, extra);
+	return launch(&shape, config->hStream, kernelParams, extra);
 }
 
 /* --- occupancy --------------------------------------------------------------------------------------- */

@@ -85,6 +85,10 @@ static CUresult free_found(struct span s)
 	switch (r->kind) {
 	case R_BLOCK:
 		return small_free(r, s.base);
+	case R_POOL: /* stream-ordered memory may be freed so, too */
+		return pool_free_now(r, s.base);
+	case R_GRAPH:
+		return graph_memory_free(r->graph);
 	case R_LINEAR:
 	case R_EXTERNAL:
 		range_free(r);
@@ -112,15 +116,9 @@ CUresult cuMemFree_v2(CUdeviceptr dptr)
 	TRY(capture_forbids());
 	pthread_mutex_lock(&g.lock);
 	CUresult r = find_base(dptr, &s);
-	bool pooled = r == CUDA_SUCCESS && (s.range->kind == R_POOL || s.range->kind == R_GRAPH);
-	if (r == CUDA_SUCCESS && !pooled)
+	if (r == CUDA_SUCCESS)
 		r = free_found(s);
 	pthread_mutex_unlock(&g.lock);
-	if (pooled) { /* cuMemFree of stream-ordered memory is allowed, and synchronises */
-		TRY(cuCtxSynchronize());
-		TRY(cuMemFreeAsync(dptr, NULL));
-		r = cuCtxSynchronize();
-	}
 	return r;
 }
 
@@ -321,7 +319,7 @@ static CUresult attribute(void *out, CUpointer_attribute a, CUdeviceptr ptr, con
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE: *(unsigned *)out = !on_host(r); return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:   *(unsigned *)out = CU_MEM_ACCESS_FLAGS_PROT_READWRITE; return CUDA_SUCCESS;
-	case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: *(CUmemoryPool *)out = r->pool; return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: *(CUmemoryPool *)out = pool_of(r); return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:   *(size_t *)out = r->size; return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: *(CUdeviceptr *)out = r->base; return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID: *(unsigned long long *)out = r->id; return CUDA_SUCCESS;

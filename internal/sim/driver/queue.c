@@ -30,14 +30,29 @@ void mark_put(struct mark *m)
 		free(m);
 }
 
-struct op *op_new(enum op_unit unit, size_t arg_size)
+struct op *op_new(enum op_unit unit, CUgraphNodeType type, size_t arg_size)
 {
 	struct op *op = calloc(1, sizeof *op + arg_size);
 	if (op) {
 		op->unit = unit;
+		op->type = type;
 		op->arg_size = arg_size;
 	}
 	return op;
+}
+
+/* Of ops that hold nothing but their bytes, as all that graphs have. */
+struct op *op_clone(const struct op *op)
+{
+	struct op *copy = op_new(op->unit, op->type, op->arg_size);
+	if (!copy)
+		return NULL;
+	copy->cost = op->cost;
+	copy->bytes = op->bytes;
+	copy->poll = op->poll;
+	copy->run = op->run;
+	memcpy(copy->arg, op->arg, op->arg_size);
+	return copy;
 }
 
 void op_discard(struct op *op)
@@ -276,7 +291,7 @@ static void append(CUstream s, struct op *op)
 static void await_stream(CUstream s, CUstream other)
 {
 	struct op *op;
-	if (other == s || stream_idle(other) || !(op = op_new(OP_NOW, 0)))
+	if (other == s || stream_idle(other) || !(op = op_new(OP_NOW, CU_GRAPH_NODE_TYPE_EMPTY, 0)))
 		return;
 	op->await = other;
 	op->await_count = other->submitted;
@@ -333,6 +348,8 @@ CUresult submit(CUstream h, struct op *op)
 	CUresult r = stream_of(h, &s);
 	if (r == CUDA_SUCCESS)
 		r = usable(s->ctx);
+	if (r == CUDA_SUCCESS && s->legacy && s->ctx->captures)
+		r = capture_disturbed(s->ctx);
 	if (r != CUDA_SUCCESS)
 		op_discard(op);
 	else if (capturing(s))
@@ -351,6 +368,8 @@ CUresult submit_wait(CUstream h, struct op *op)
 	CUresult r = stream_of(h, &s);
 	if (r == CUDA_SUCCESS)
 		r = usable(s->ctx);
+	if (r == CUDA_SUCCESS && s->legacy && s->ctx->captures)
+		r = capture_disturbed(s->ctx);
 	if (r == CUDA_SUCCESS && capturing(s))
 		r = capture_invalidate(s);
 	if (r == CUDA_SUCCESS) {

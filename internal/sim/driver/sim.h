@@ -78,8 +78,9 @@ struct simdev {
 	int memfd;                  /* bytes of linear memory; sparse, offsets are never used twice */
 	uint64_t memfd_end;
 	struct unit unit[UNIT_COUNT];
-	CUmemoryPool default_pool, current_pool, graph_pool;
-	struct range *arrays;
+	CUmemoryPool default_pool, current_pool;
+	struct graph_memory *graph_memory;
+	uint64_t graph_reserved, graph_reserved_high, graph_used, graph_used_high;
 };
 
 struct process {
@@ -95,6 +96,7 @@ struct process {
 	uint64_t next_id;           /* of contexts, streams, buffers */
 	uint64_t stream_base;       /* where a new stream starts to count */
 	struct CUctx_st *contexts;
+	CUmemoryPool pools;
 	struct CUstream_st *parked; /* streams whose next work waits for another's */
 	unsigned global_captures;
 	char root[512];
@@ -136,6 +138,7 @@ struct CUctx_st {
 	struct CUstream_st *streams;
 	struct range *ranges;       /* allocations to free with the context */
 	struct range *blocks;       /* blocks of small allocations with room */
+	unsigned captures;          /* of blocking streams, which the NULL stream must not disturb */
 	uint64_t peers;             /* bit: ordinal whose memory is reachable */
 	uint64_t charged;
 };
@@ -185,8 +188,9 @@ struct range {
 	unsigned flags;             /* of host memory; of managed memory */
 	uint64_t readable, writable; /* VMM: bit per ordinal */
 	struct block *block;
-	CUmemoryPool pool;
-	bool pending_free;          /* cuMemFreeAsync was called, its turn has not come */
+	struct segment *segment;    /* R_POOL: what of it is in use */
+	struct range *reservation;  /* R_MAP: what it lies in */
+	struct graph_memory *graph; /* R_GRAPH */
 	bool sync_memops;
 	struct range *next, **prev; /* in the list of its owner */
 };
@@ -201,6 +205,7 @@ void addr_set(CUdeviceptr base, uint64_t span, struct range *r);
 CUresult addr_map(CUdeviceptr base, uint64_t size, const struct phys *p, uint64_t offset);
 void addr_unmap(CUdeviceptr base, uint64_t size);
 bool addr_find(CUdeviceptr p, struct span *out);
+struct range *addr_range(CUdeviceptr p);    /* of the private range, whatever it is */
 bool addr_accessible(const struct simdev *d, CUdeviceptr p, uint64_t n, bool write); /* by kernels and copies */
 void *addr_bytes(CUdeviceptr p);            /* where this process can touch them */
 bool addr_is_device(CUdeviceptr p);         /* in the private range, mapped or not */
@@ -240,7 +245,8 @@ struct CUstream_st {
 	uint64_t submitted, completed; /* counts of ops; a new stream starts beyond all that any had */
 	uint64_t clock;             /* when its last op ended, in engine time */
 	bool in_unit, parked, dying, legacy;
-	struct capture *capture;
+	struct capture *capture;    /* NULL: not capturing */
+	CUgraphNode *deps; size_t ndeps; /* what the next captured node follows */
 };
 
 enum op_unit { OP_COMPUTE = UNIT_COMPUTE, OP_H2D, OP_D2H, OP_HOST, OP_NOW };
@@ -259,12 +265,13 @@ struct op {
 	bool (*poll)(struct op *);  /* has its turn come? Nobody tells: asked again and again */
 	CUresult (*run)(struct op *);
 	void (*drop)(struct op *);  /* frees what the op holds; run or not */
-	CUresult (*clone)(const struct op *, struct op **); /* for graphs; NULL: plain bytes */
+	CUgraphNodeType type;       /* what it is in a graph */
 	size_t arg_size;
 	_Alignas(16) unsigned char arg[];
 };
 
-struct op *op_new(enum op_unit unit, size_t arg_size);
+struct op *op_new(enum op_unit unit, CUgraphNodeType type, size_t arg_size);
+struct op *op_clone(const struct op *op);
 void op_discard(struct op *op);
 void op_submit(CUstream s, struct op *op);  /* under g.lock; takes the op. Honours the NULL stream's rules */
 void queue_advance(void);                   /* under g.lock: something changed that parked streams may wait for */
@@ -293,17 +300,38 @@ struct CUevent_st {
 
 /* --- capture and graphs ------------------------------------------------------------------------------ */
 
-bool capturing(CUstream s);
+static inline bool capturing(CUstream s) { return s->capture != NULL; }
+void capture_leave(CUstream s);                           /* the stream takes no further part */
+void capture_forget(struct capture *c);                  /* an event, or a stream, no longer refers to it */
 CUresult capture_op(CUstream s, struct op *op);          /* takes the op */
 CUresult capture_invalidate(CUstream s);                 /* a call that cannot be captured: ends the capture's hopes, and says so */
+CUresult capture_alloc(CUstream s, struct simdev *d, uint64_t size, CUdeviceptr *out);
+CUresult capture_free(CUstream s, CUdeviceptr p);
 CUresult capture_event(CUstream s, CUevent e);           /* a record in a capturing stream */
 CUresult capture_wait(CUstream s, CUevent e);            /* a wait that joins s to e's capture, or stays in it */
+CUresult capture_disturbed(CUcontext c);                /* the NULL stream was used beside a capture */
 CUresult capture_forbids(void);                          /* a call that is unsafe while this thread's or any capture runs */
 
 /* --- stream-ordered memory (pool.c) ------------------------------------------------------------------ */
 
-CUresult pool_default(struct simdev *d, CUmemoryPool *out);
 bool pool_trim_all(struct simdev *d);       /* gives up what pools keep in reserve; says whether that was anything */
+void pool_synchronized(struct simdev *d);   /* a wait ended: pools may keep no more than their threshold */
+void pool_drop_all(struct simdev *d);       /* the device's last context ended */
+bool pool_find(struct range *r, CUdeviceptr p, struct span *out);
+CUmemoryPool pool_of(const struct range *r);
+CUresult pool_free_now(struct range *r, CUdeviceptr p); /* cuMemFree of it; nothing uses it any more */
+
+/* --- memory of graphs (graphmem.c) ------------------------------------------------------------------- */
+
+struct graph_memory *graph_memory_new(CUcontext c, uint64_t size, CUresult *err); /* an address; bytes come with a launch */
+struct graph_memory *graph_memory_find(CUdeviceptr p);
+CUdeviceptr graph_memory_address(const struct graph_memory *m);
+void graph_memory_hold(struct graph_memory *m);
+void graph_memory_put(struct graph_memory *m);
+CUresult graph_memory_back(struct graph_memory *m);       /* takes bytes for it, if it has none */
+CUresult graph_memory_use(struct graph_memory *m, bool auto_free); /* a launch allocates it */
+CUresult graph_memory_free(struct graph_memory *m);       /* a launch, or the program, frees it */
+bool graph_memory_trim(struct simdev *d);                 /* bytes of what is not in use */
 
 /* --- arrays (array.c) and copies (copy.c) ------------------------------------------------------------- */
 
@@ -311,12 +339,15 @@ struct CUarray_st {
 	struct object o;
 	CUcontext ctx;
 	CUDA_ARRAY3D_DESCRIPTOR desc;
-	struct range *range;        /* NULL: not mapped (deferred mapping) */
-	uint64_t offset;            /* of this array in the range: a level of a mipmap lies behind the ones before */
+	CUdeviceptr at;             /* its first byte; 0: not mapped (deferred mapping) */
+	bool owns;                  /* the memory; a level's belongs to its mipmap */
 	uint64_t pitch, slice;      /* bytes of a row and of a layer */
 	uint64_t rows, layers;      /* at least 1 */
-	CUmipmappedArray parent;    /* whose level this is; NULL: its own */
+	CUarray next;               /* levels of one mipmap */
 };
+
+CUresult array_layout(CUarray a, const CUDA_ARRAY3D_DESCRIPTOR *desc); /* checks the descriptor; pitch, slice, rows, layers */
+CUresult mipmap_at(CUcontext c, const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned levels, CUdeviceptr at, uint64_t room, CUmipmappedArray *out);
 
 struct side { /* one end of a copy: where its first byte is, and how its rows lie */
 	char *bytes;
@@ -331,7 +362,11 @@ struct fill { CUdeviceptr at; uint64_t pitch, width, height; uint32_t value; uns
 /* Both under g.lock: check the parameters and make the op, or say what is wrong with them. */
 CUresult copy_op_3d(const CUDA_MEMCPY3D *p, struct op **out, bool *pageable, bool *host);
 CUresult fill_op(const struct simdev *d, struct fill f, struct op **out);
-CUresult kernel_op(CUfunction f, void **params, void **extra, struct op **out);
+
+struct launch { CUfunction f; unsigned grid[3], block[3], shared; unsigned char bytes[]; }; /* the arg of a kernel's op */
+struct callback { CUhostFn fn; CUstreamCallback stream_fn; CUstream handle; void *data; }; /* of a callback's */
+CUresult kernel_op(const struct launch *shape, void **params, void **extra, struct op **out);
+CUresult callback_op(struct callback c, struct op **out);
 
 /* --- kernels ----------------------------------------------------------------------------------------- */
 

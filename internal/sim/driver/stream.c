@@ -1,6 +1,7 @@
 /* stream.c: streams, their values to write and to wait for, and callbacks. */
 #include "sim.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* --- which stream a handle means --------------------------------------------------------------------- */
@@ -81,8 +82,12 @@ static CUresult destroy(CUstream s, void *arg)
 {
 	(void)arg;
 	REQUIRE(!s->legacy, CUDA_ERROR_INVALID_HANDLE);
-	if (capturing(s))
+	if (capturing(s)) {
 		capture_invalidate(s);
+		capture_leave(s);
+	}
+	free(s->deps);
+	s->deps = NULL;
 	for (CUstream *at = &s->ctx->streams; *at; at = &(*at)->next)
 		if (*at == s) {
 			*at = s->next;
@@ -167,6 +172,7 @@ static CUresult synchronize(CUstream s, void *arg)
 	if (capturing(s))
 		return capture_invalidate(s);
 	wait_idle_stream(s);
+	pool_synchronized(c->dev);
 	return usable(c);
 }
 
@@ -182,7 +188,7 @@ static CUresult wait_event(CUstream s, void *arg)
 		return capture_wait(s, e);
 	if (!e->mark || e->mark->done)
 		return CUDA_SUCCESS;
-	struct op *op = op_new(OP_NOW, 0);
+	struct op *op = op_new(OP_NOW, CU_GRAPH_NODE_TYPE_WAIT_EVENT, 0);
 	REQUIRE(op, CUDA_ERROR_OUT_OF_MEMORY);
 	op->awaits = e->mark;
 	e->mark->refs++;
@@ -198,8 +204,6 @@ CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags)
 
 /* --- callbacks --------------------------------------------------------------------------------------- */
 
-struct callback { CUhostFn fn; CUstreamCallback stream_fn; CUstream handle; void *data; };
-
 static CUresult call_back(struct op *op)
 {
 	struct callback *c = (struct callback *)op->arg;
@@ -210,12 +214,20 @@ static CUresult call_back(struct op *op)
 	return CUDA_SUCCESS;
 }
 
-static CUresult submit_callback(CUstream h, struct callback c)
+CUresult callback_op(struct callback c, struct op **out)
 {
-	struct op *op = op_new(OP_HOST, sizeof c);
+	struct op *op = op_new(OP_HOST, CU_GRAPH_NODE_TYPE_HOST, sizeof c);
 	REQUIRE(op, CUDA_ERROR_OUT_OF_MEMORY);
 	memcpy(op->arg, &c, sizeof c);
 	op->run = call_back;
+	*out = op;
+	return CUDA_SUCCESS;
+}
+
+static CUresult submit_callback(CUstream h, struct callback c)
+{
+	struct op *op;
+	TRY(callback_op(c, &op));
 	return submit(h, op);
 }
 
@@ -286,7 +298,7 @@ static CUresult submit_value(CUstream h, struct value v, bool wait)
 	bool ok = v.addr % (v.wide ? 8 : 4) == 0 && addr_accessible(NULL, v.addr, v.wide ? 8 : 4, !wait);
 	pthread_mutex_unlock(&g.lock);
 	REQUIRE(ok, CUDA_ERROR_INVALID_VALUE);
-	struct op *op = op_new(OP_NOW, sizeof v);
+	struct op *op = op_new(OP_NOW, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, sizeof v);
 	REQUIRE(op, CUDA_ERROR_OUT_OF_MEMORY);
 	memcpy(op->arg, &v, sizeof v);
 	if (wait)

@@ -162,6 +162,7 @@ static void values(void)
 	OK(cuStreamCreate(&s, CU_STREAM_NON_BLOCKING));
 	OK(cuMemAlloc_v2(&p, 16));
 	OK(cuMemsetD8_v2(p, 0, 16));
+	OK(cuCtxSynchronize());
 	OK(cuMemHostAlloc(&h, 64, 0));
 	memset(h, 0, 64);
 	OK(cuStreamWaitValue32_v2(s, (CUdeviceptr)h, 5, CU_STREAM_WAIT_VALUE_GEQ));
