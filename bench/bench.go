@@ -42,7 +42,7 @@ type Options struct {
 func Run(ctx context.Context, names []string, options Options) (Report, error) {
 	report := Report{Schema: Schema, Env: hostEnv(time.Now())}
 	for _, name := range names {
-		scenario, err := find(name)
+		scenario, err := Find(name)
 		if err != nil {
 			return Report{}, err
 		}
@@ -53,7 +53,8 @@ func Run(ctx context.Context, names []string, options Options) (Report, error) {
 	return report, nil
 }
 
-func find(name string) (Scenario, error) {
+// Find is the scenario of that name; its error lists those that there are.
+func Find(name string) (Scenario, error) {
 	var known []string
 	for _, scenario := range Scenarios {
 		if scenario.Name == name {

@@ -71,7 +71,11 @@ func Run(ctx context.Context, options Options) (err error) {
 	d := &demo{out: options.Out, on: on, lines: map[string]*line{}, lives: map[string]*rig.Tenant{}, holds: map[string]rig.Event{}}
 	defer func() { err = errors.Join(err, d.close()) }()
 	for _, step := range []func(context.Context) error{d.introduce, d.startTenants, d.showTop, d.hog, d.kill, d.finish} {
-		if err := step(ctx); err != nil {
+		err := step(ctx)
+		if ctx.Err() != nil {
+			return fmt.Errorf("interrupted; nothing is left behind: %w", ctx.Err()) // what else failed, failed of that
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -83,8 +87,7 @@ func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n",
 // close ends whatever still runs, also after a failure half way.
 func (d *demo) close() error {
 	for _, tenant := range d.lives {
-		tenant.Kill()
-		_ = tenant.Wait() // killed: its end is no news
+		tenant.End()
 	}
 	return d.on.Close()
 }

@@ -81,10 +81,12 @@ overhead() {
 	"$kerf" bench run overhead "${args[@]}" && echo "in $out/overhead.json"
 }
 
-# What kerfd says is held when every tenant has gone.
+# Every tenant has gone: kerfd must hold no share.
 after() {
-	"$kerf" top --socket "$socket" --once --json >"$out/top-after.json" || return 1
 	"$kerf" top --socket "$socket" --once
+	"$kerf" top --socket "$socket" --once --json >"$out/top-after.json" || return 1
+	grep -Eq '"shares":(null|\[\])' "$out/top-after.json" || { echo "shares are left, see $out/top-after.json"; return 1; }
+	echo "no share is left"
 }
 
 "$@"

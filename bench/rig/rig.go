@@ -154,7 +154,11 @@ func (r *Rig) Tenant(name string) string { return filepath.Join(r.bin, "..", "li
 // Kerf is the kerf command, talking to this rig's kerfd.
 func (r *Rig) Kerf(ctx context.Context, args ...string) *exec.Cmd {
 	args = append(args[:1:1], append([]string{"--socket", r.Socket()}, args[1:]...)...)
-	return exec.CommandContext(ctx, filepath.Join(r.bin, "kerf"), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(r.bin, "kerf"), args...)
+	// SIGTERM first, which `kerf run` passes on: killed, it would leave its tenant to die an orphan.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
 }
 
 // Sliced is a program in a slice of a GPU.

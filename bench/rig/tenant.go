@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Event is one line of a tenant program under --json. Each program fills what it knows of.
@@ -95,6 +96,14 @@ func (t *Tenant) Stop() { _ = t.cmd.Process.Signal(syscall.SIGTERM) }
 
 // Kill ends the tenant and what it started, at once.
 func (t *Tenant) Kill() { _ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) }
+
+// End stops the tenant, by force if it takes more than five seconds, and waits for its end.
+func (t *Tenant) End() {
+	t.Stop()
+	force := time.AfterFunc(5*time.Second, t.Kill)
+	defer force.Stop()
+	_ = t.Wait() // stopped: how it ended is no news
+}
 
 // Wait waits for the tenant's end, and reads the events nobody waited for. Its error quotes the tenant's own.
 func (t *Tenant) Wait() error {

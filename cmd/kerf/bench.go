@@ -56,7 +56,7 @@ func benchRunCommand() *cobra.Command {
 		Short: "Run scenarios and print their results",
 		Long: "Run scenarios and print their results (format " + bench.Schema + " with --json).\n" +
 			"Exit: 0 measured, 1 could not measure, 3 a target was missed under --check.",
-		Args: cobra.MinimumNArgs(1),
+		Args: scenarioNames,
 		RunE: func(cmd *cobra.Command, names []string) error { return runBench(cmd, names, flags) },
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			var names []string
@@ -72,6 +72,19 @@ func benchRunCommand() *cobra.Command {
 	cmd.Flags().StringVar(&flags.options.Profile, "simulate", "", "simulate this profile even where a GPU is there")
 	cmd.Flags().BoolVar(&flags.options.Quick, "quick", false, "few samples: shows that all works, too few for a p99")
 	return cmd
+}
+
+// scenarioNames refuses an unknown name before anything is started.
+func scenarioNames(_ *cobra.Command, names []string) error {
+	if len(names) == 0 {
+		return exitError{exitUsage, errors.New("no scenario named; `kerf bench list` shows them")}
+	}
+	for _, name := range names {
+		if _, err := bench.Find(name); err != nil {
+			return exitError{exitUsage, err}
+		}
+	}
+	return nil
 }
 
 func runBench(cmd *cobra.Command, names []string, flags benchFlags) error {
