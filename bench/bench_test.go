@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"math"
 	"os"
@@ -100,6 +101,19 @@ func TestMissed(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"OH-007"}, ids); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	err := sample().Check()
+	want := "targets missed: OH-007 alloc + free, 2 MiB: added 21.0 ns, p99 20.0 ns; target added ≤ 20.0 ns"
+	if missed, ok := errors.AsType[MissedError](err); !ok || missed.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	report := sample()
+	report.Results = report.Results[:1]
+	if err := report.Check(); err != nil {
+		t.Errorf("all targets met, and yet: %v", err)
 	}
 }
 

@@ -7,7 +7,8 @@
  *   overhead-probe together OTHERS  OTHERS + 1 fresh processes at once; cuInit of each, timed
  *
  * The clock: the time-stamp counter where it is invariant, fenced on both sides so that the call's own work is
- * all inside; its own cost (the median of empty pairs) is taken off single calls and negligible in a batch.
+ * all inside; its own cost (the median of empty pairs) is taken off single calls and negligible in a batch. On
+ * AMD's Zen the counter moves in steps of 10 ns: single calls are as coarse as that, means of batches are not.
  * Work for the GPU is waited for outside the timed part: a full queue would be measured as a slow call.
  * The process stays on one CPU, since the counters of two may differ and a migration costs more than a call. */
 #include <errno.h>
