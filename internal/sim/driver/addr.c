@@ -432,7 +432,7 @@ bool addr_accessible(const struct simdev *d, CUdeviceptr p, uint64_t n, bool wri
 {
 	while (n) {
 		struct span s;
-		if (!addr_find(p, &s) || s.range->kind == R_RESERVED || (s.range->kind == R_GRAPH && !s.range->phys))
+		if (!addr_find(p, &s) || s.range->kind == R_RESERVED)
 			return false;
 		if (s.range->kind == R_MAP && d && !((write ? s.range->writable : s.range->readable) >> d->ordinal & 1))
 			return false;
@@ -443,4 +443,21 @@ bool addr_accessible(const struct simdev *d, CUdeviceptr p, uint64_t n, bool wri
 		n -= here;
 	}
 	return true;
+}
+
+/* Work comes to its memory later than it was submitted: it may be unmapped by then, or graph memory not yet there. */
+bool addr_backed(CUdeviceptr p, uint64_t n)
+{
+	if (!addr_is_device(p))
+		return true;
+	pthread_mutex_lock(&g.lock);
+	struct range *r = NULL;
+	for (CUdeviceptr q = p; q < p + n; q = r->base + r->span) {
+		r = addr_range(q);
+		if (!r || r->kind == R_RESERVED || !r->phys)
+			break;
+	}
+	bool ok = r && r->kind != R_RESERVED && r->phys;
+	pthread_mutex_unlock(&g.lock);
+	return ok;
 }

@@ -5,16 +5,19 @@
 
 /* --- the ops ----------------------------------------------------------------------------------------- */
 
+static bool backed(const struct copy *c, const struct side *s)
+{
+	return addr_backed(s->at, (c->depth - 1) * s->slice + (c->height - 1) * s->pitch + c->width);
+}
+
 static CUresult run_copy(struct op *op)
 {
 	const struct copy *c = (const struct copy *)op->arg;
-	if (c->height == 1 && c->depth == 1) {
-		memmove(c->dst.bytes, c->src.bytes, c->width);
-		return CUDA_SUCCESS;
-	}
+	REQUIRE(backed(c, &c->src) && backed(c, &c->dst), CUDA_ERROR_ILLEGAL_ADDRESS);
+	char *dst = addr_bytes(c->dst.at), *src = addr_bytes(c->src.at);
 	for (uint64_t z = 0; z < c->depth; z++)
 		for (uint64_t y = 0; y < c->height; y++)
-			memmove(c->dst.bytes + z * c->dst.slice + y * c->dst.pitch, c->src.bytes + z * c->src.slice + y * c->src.pitch, c->width);
+			memmove(dst + z * c->dst.slice + y * c->dst.pitch, src + z * c->src.slice + y * c->src.pitch, c->width);
 	return CUDA_SUCCESS;
 }
 
@@ -73,10 +76,10 @@ static CUresult submit_copy(CUstream h, const struct copy *c, bool async)
 static CUresult side_any(CUdeviceptr p, uint64_t bytes, bool write, bool must_be_device, struct side *out)
 {
 	struct span s;
-	*out = (struct side){ .bytes = addr_bytes(p) };
+	*out = (struct side){ .at = p };
 	REQUIRE(p || !bytes, CUDA_ERROR_INVALID_VALUE);
 	if (addr_find(p, &s)) {
-		REQUIRE(!bytes || addr_accessible(s.range->dev, p, bytes, write), CUDA_ERROR_INVALID_VALUE);
+		REQUIRE(!bytes || addr_accessible(tls_current ? tls_current->dev : s.range->dev, p, bytes, write), CUDA_ERROR_INVALID_VALUE);
 		out->host = s.range->kind == R_HOST || s.range->kind == R_REGISTERED;
 		out->dev = out->host ? NULL : s.range->dev;
 		return CUDA_SUCCESS;
@@ -90,7 +93,7 @@ static CUresult side_array(CUarray a, struct side *out)
 {
 	REQUIRE(is_kind(a, K_ARRAY), CUDA_ERROR_INVALID_HANDLE);
 	REQUIRE(a->at, CUDA_ERROR_NOT_MAPPED);
-	*out = (struct side){ .bytes = addr_bytes(a->at), .pitch = a->pitch, .slice = a->slice, .dev = a->ctx->dev };
+	*out = (struct side){ .at = a->at, .pitch = a->pitch, .slice = a->slice, .dev = a->ctx->dev };
 	return CUDA_SUCCESS;
 }
 
@@ -110,7 +113,7 @@ static CUresult side_of(const struct end *e, const CUDA_MEMCPY3D *p, bool write,
 		TRY(side_array(e->array, out));
 		REQUIRE(e->x + p->WidthInBytes <= e->array->pitch && e->y + p->Height <= e->array->rows && e->z + p->Depth <= e->array->layers,
 		        CUDA_ERROR_INVALID_VALUE);
-		out->bytes += e->z * out->slice + e->y * out->pitch + e->x;
+		out->at += e->z * out->slice + e->y * out->pitch + e->x;
 		return CUDA_SUCCESS;
 	}
 	REQUIRE(pitch >= e->x + p->WidthInBytes || p->Height * p->Depth <= 1, CUDA_ERROR_INVALID_VALUE);
@@ -210,7 +213,7 @@ static CUresult array_linear(CUarray a, size_t offset, size_t n, struct side *ou
 {
 	TRY(side_array(a, out));
 	REQUIRE(offset <= a->slice * a->layers && n <= a->slice * a->layers - offset, CUDA_ERROR_INVALID_VALUE);
-	out->bytes += offset;
+	out->at += offset;
 	return CUDA_SUCCESS;
 }
 
@@ -362,6 +365,7 @@ CUresult cuMemcpy3DWithAttributesAsync(CUDA_MEMCPY3D_BATCH_OP *op, unsigned long
 static CUresult run_fill(struct op *op)
 {
 	const struct fill *f = (const struct fill *)op->arg;
+	REQUIRE(addr_backed(f->at, (f->height - 1) * f->pitch + f->width * f->element), CUDA_ERROR_ILLEGAL_ADDRESS);
 	for (uint64_t y = 0; y < f->height; y++) {
 		char *row = (char *)addr_bytes(f->at) + y * f->pitch;
 		if (f->element == 1)
@@ -383,7 +387,7 @@ CUresult fill_op(const struct simdev *d, struct fill f, struct op **out)
 		f.pitch = row;
 	REQUIRE(f.at % f.element == 0 && f.pitch >= row && f.pitch % f.element == 0, CUDA_ERROR_INVALID_VALUE);
 	if (row && f.height)
-		REQUIRE(addr_accessible(NULL, f.at, (f.height - 1) * f.pitch + row, true), CUDA_ERROR_INVALID_VALUE);
+		REQUIRE(addr_accessible(d, f.at, (f.height - 1) * f.pitch + row, true), CUDA_ERROR_INVALID_VALUE);
 	struct op *op = op_new(OP_COMPUTE, CU_GRAPH_NODE_TYPE_MEMSET, sizeof f);
 	REQUIRE(op, CUDA_ERROR_OUT_OF_MEMORY);
 	memcpy(op->arg, &f, sizeof f);

@@ -25,9 +25,8 @@
 #define NODE_ARGS CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies
 
 /* Puts new work in the place of a node's old. */
-static CUresult replace(CUgraphNode n, CUresult r, struct op *op)
+static CUresult replace(CUgraphNode n, struct op *op)
 {
-	TRY(r);
 	if (n->op)
 		op_discard(n->op);
 	n->op = op;
@@ -52,8 +51,9 @@ CUresult kernel_node_op(const CUDA_KERNEL_NODE_PARAMS *p, struct op **out)
 
 static CUresult set_kernel(CUgraphNode n, const CUDA_KERNEL_NODE_PARAMS *p)
 {
-	struct op *op = NULL;
-	return replace(n, kernel_node_op(p, &op), op);
+	struct op *op;
+	TRY(kernel_node_op(p, &op));
+	return replace(n, op);
 }
 
 CUresult cuGraphAddKernelNode_v2(NODE_ARGS, const CUDA_KERNEL_NODE_PARAMS *nodeParams)
@@ -124,10 +124,10 @@ CUresult memcpy_node_op(const CUDA_MEMCPY3D *p, struct op **out)
 
 static CUresult set_memcpy(CUgraphNode n, const CUDA_MEMCPY3D *p)
 {
-	struct op *op = NULL;
-	TRY(replace(n, memcpy_node_op(p, &op), op));
+	struct op *op;
+	TRY(memcpy_node_op(p, &op));
 	n->memcpy = *p;
-	return CUDA_SUCCESS;
+	return replace(n, op);
 }
 
 CUresult cuGraphAddMemcpyNode(NODE_ARGS, const CUDA_MEMCPY3D *copyParams, CUcontext ctx)
@@ -161,10 +161,11 @@ CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *node
 
 static CUresult set_memset(CUgraphNode n, const CUDA_MEMSET_NODE_PARAMS *p)
 {
-	struct op *op = NULL;
+	struct op *op;
 	REQUIRE(p && (p->elementSize == 1 || p->elementSize == 2 || p->elementSize == 4) && p->width && p->height, CUDA_ERROR_INVALID_VALUE);
 	const struct simdev *d = tls_current ? tls_current->dev : &g.dev[0];
-	return replace(n, fill_op(d, (struct fill){ p->dst, p->pitch, p->width, p->height, p->value, p->elementSize }, &op), op);
+	TRY(fill_op(d, (struct fill){ p->dst, p->pitch, p->width, p->height, p->value, p->elementSize }, &op));
+	return replace(n, op);
 }
 
 CUresult cuGraphAddMemsetNode(NODE_ARGS, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx)
@@ -195,9 +196,10 @@ CUresult cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PA
 
 static CUresult set_host(CUgraphNode n, const CUDA_HOST_NODE_PARAMS *p)
 {
-	struct op *op = NULL;
+	struct op *op;
 	REQUIRE(p && p->fn, CUDA_ERROR_INVALID_VALUE);
-	return replace(n, callback_op((struct callback){ .fn = p->fn, .data = p->userData }, &op), op);
+	TRY(callback_op((struct callback){ .fn = p->fn, .data = p->userData }, &op));
+	return replace(n, op);
 }
 
 CUresult cuGraphAddHostNode(NODE_ARGS, const CUDA_HOST_NODE_PARAMS *nodeParams) { ADD(CU_GRAPH_NODE_TYPE_HOST, set_host(n, nodeParams)); }

@@ -22,7 +22,7 @@ static void *touch(const struct simdev *d, uint64_t p, uint64_t bytes, bool writ
 	pthread_mutex_lock(&g.lock);
 	bool ok = addr_accessible(d, p, bytes, write);
 	pthread_mutex_unlock(&g.lock);
-	return ok ? addr_bytes(p) : NULL;
+	return ok && addr_backed(p, bytes) ? addr_bytes(p) : NULL;
 }
 
 static uint64_t stream_time(const struct simdev *d, uint64_t bytes)

@@ -218,12 +218,12 @@ static void set_used(struct segment *s, struct piece *p, uint64_t size)
 		s->pool->used_high = s->pool->used;
 }
 
-/* A piece that will do: freed earlier in this very stream and of the right size, or free. */
+/* A piece that will do: freed earlier in this very stream and of the right size (stream not NULL), or free. */
 static bool take_from(struct segment *s, uint64_t span, uint64_t size, CUstream stream, CUdeviceptr *out)
 {
 	for (struct piece *p = s->pieces; p; p = p->next) {
-		bool again = p->state == FREED && p->freed_in == stream && p->span == span;
-		if (!again && (p->state != FREE || p->span < span || !split(p, span)))
+		bool again = stream && p->state == FREED && p->freed_in == stream && p->span == span;
+		if (!again && (stream || p->state != FREE || p->span < span || !split(p, span)))
 			continue;
 		set_used(s, p, size);
 		*out = s->range->base + p->offset;
@@ -237,9 +237,10 @@ static CUresult take(CUmemoryPool pool, uint64_t size, CUstream stream, CUdevice
 	uint64_t span = round_up(size, SMALL_UNIT);
 	uint64_t room = round_up(span, SEGMENT);
 	CUresult err = CUDA_ERROR_OUT_OF_MEMORY;
-	for (struct segment *s = pool->segments; s; s = s->next)
-		if (take_from(s, span, size, stream, out))
-			return CUDA_SUCCESS;
+	for (int pass = 0; pass < 2; pass++)
+		for (struct segment *s = pool->segments; s; s = s->next)
+			if (take_from(s, span, size, pass ? NULL : stream, out))
+				return CUDA_SUCCESS;
 	struct segment *s = segment_new(pool, room, &err);
 	if (!s && err == CUDA_ERROR_OUT_OF_MEMORY && pool_trim_all(pool->dev))
 		s = segment_new(pool, room, &err);
@@ -247,7 +248,7 @@ static CUresult take(CUmemoryPool pool, uint64_t size, CUstream stream, CUdevice
 		s = segment_new(pool, round_up(span, GRANULE), &err);
 	if (!s)
 		return err;
-	return take_from(s, span, size, stream, out) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+	return take_from(s, span, size, NULL, out) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static struct piece *piece_at(struct range *r, CUdeviceptr p)

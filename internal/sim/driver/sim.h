@@ -206,7 +206,8 @@ CUresult addr_map(CUdeviceptr base, uint64_t size, const struct phys *p, uint64_
 void addr_unmap(CUdeviceptr base, uint64_t size);
 bool addr_find(CUdeviceptr p, struct span *out);
 struct range *addr_range(CUdeviceptr p);    /* of the private range, whatever it is */
-bool addr_accessible(const struct simdev *d, CUdeviceptr p, uint64_t n, bool write); /* by kernels and copies */
+bool addr_accessible(const struct simdev *d, CUdeviceptr p, uint64_t n, bool write); /* may work on it be submitted? */
+bool addr_backed(CUdeviceptr p, uint64_t n); /* does work find bytes there now? */
 void *addr_bytes(CUdeviceptr p);            /* where this process can touch them */
 bool addr_is_device(CUdeviceptr p);         /* in the private range, mapped or not */
 void host_add(struct range *r);
@@ -350,7 +351,7 @@ CUresult array_layout(CUarray a, const CUDA_ARRAY3D_DESCRIPTOR *desc); /* checks
 CUresult mipmap_at(CUcontext c, const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned levels, CUdeviceptr at, uint64_t room, CUmipmappedArray *out);
 
 struct side { /* one end of a copy: where its first byte is, and how its rows lie */
-	char *bytes;
+	CUdeviceptr at;
 	uint64_t pitch, slice;
 	bool host, pageable;
 	struct simdev *dev;         /* NULL: host */

@@ -106,35 +106,34 @@ void state_reap(void)
 	unlock_shared(&g.ctl->lock);
 }
 
+static void sign_slot(unsigned s)
+{
+	struct sim_proc *p = &g.ctl->proc[s];
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	g.slot = s;
+	g.generation = ++p->generation ? p->generation : ++p->generation; /* 0 is nobody's */
+	p->started = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+	memset(p->comm, 0, sizeof p->comm);
+	strncpy(p->comm, program_invocation_short_name, sizeof p->comm - 1);
+	__atomic_store_n(&p->pid, (int32_t)getpid(), __ATOMIC_RELEASE);
+}
+
 static CUresult take_slot(void)
 {
 	CUresult r = CUDA_ERROR_OPERATING_SYSTEM;
 	lock_shared(&g.ctl->lock);
-	for (int pass = 0; pass < 2 && r != CUDA_SUCCESS; pass++) {
-		for (unsigned s = 0; s < SIM_MAX_PROCS; s++) {
-			struct sim_proc *p = &g.ctl->proc[s];
-			if (p->pid || slot_alive(s) || !byte_lock(g.ctl_fd, SIM_SLOT_LOCK_BASE + s, F_WRLCK, F_SETLK))
-				continue;
-			struct timespec t;
-			clock_gettime(CLOCK_REALTIME, &t);
-			g.slot = s;
-			g.generation = ++p->generation ? p->generation : ++p->generation;
-			p->started = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-			memset(p->comm, 0, sizeof p->comm);
-			strncpy(p->comm, program_invocation_short_name, sizeof p->comm - 1);
-			__atomic_store_n(&p->pid, (int32_t)getpid(), __ATOMIC_RELEASE);
+	reap_slots();
+	for (unsigned s = 0; s < SIM_MAX_PROCS && r != CUDA_SUCCESS; s++)
+		if (!g.ctl->proc[s].pid && !slot_alive(s) && byte_lock(g.ctl_fd, SIM_SLOT_LOCK_BASE + s, F_WRLCK, F_SETLK)) {
+			sign_slot(s);
 			r = CUDA_SUCCESS;
-			break;
 		}
-		if (r != CUDA_SUCCESS)
-			reap_slots();
-	}
 	for (int i = 0; i < g.ndev && r == CUDA_SUCCESS; i++) {
 		struct sim_gpu *gpu = g.dev[i].gpu;
 		lock_shared(&gpu->lock);
 		memset(&gpu->use[g.slot], 0, sizeof gpu->use[g.slot]);
 		gpu->use[g.slot].generation = g.generation;
-		recount(gpu);
 		unlock_shared(&gpu->lock);
 		g.dev[i].use = &gpu->use[g.slot];
 	}

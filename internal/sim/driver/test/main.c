@@ -3,8 +3,10 @@
 #include "test.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -16,11 +18,15 @@ static struct sim_gpu *gpus[SIM_MAX_GPUS];
 
 static const struct test *const tables[] = { context_tests, memory_tests, vmm_tests, stream_tests, graph_tests, module_tests, process_tests };
 
-static void *map_device(const char *name, size_t size)
+static int ctl_fd;
+
+static void *map_device(const char *name, size_t size, int *fd_out)
 {
 	char path[4096];
 	snprintf(path, sizeof path, "%s/dev/%s", root, name);
 	int fd = open(path, O_RDWR | O_CLOEXEC); /* stays open: closing it would drop this process's slot */
+	if (fd_out)
+		*fd_out = fd;
 	void *p = fd < 0 ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -30,15 +36,22 @@ struct sim_gpu *gpu(int i)
 	char name[32];
 	snprintf(name, sizeof name, "nvidia%d", i);
 	if (!gpus[i])
-		gpus[i] = map_device(name, sizeof *gpus[i]);
+		gpus[i] = map_device(name, sizeof *gpus[i], NULL);
 	CHECK(gpus[i]);
 	return gpus[i];
+}
+
+bool alive(int slot)
+{
+	struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = SIM_SLOT_LOCK_BASE + slot, .l_len = 1 };
+	CHECK(fcntl(ctl_fd, F_OFD_GETLK, &fl) == 0);
+	return fl.l_type != F_UNLCK;
 }
 
 const struct sim_use *my_use(int i)
 {
 	for (int s = 0; s < SIM_MAX_PROCS; s++)
-		if (ctl->proc[s].pid == getpid())
+		if (ctl->proc[s].pid == getpid() && alive(s))
 			return &gpu(i)->use[s];
 	FAIL("this process has no slot");
 }
@@ -123,7 +136,9 @@ int main(int argc, char **argv)
 	root = argv[1];
 	ptx_path = argv[2];
 	test_arg = argc > 4 ? argv[4] : "";
-	ctl = map_device("nvidiactl", sizeof *ctl);
+	if (argc > 4)
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a part ends with its test */
+	ctl = map_device("nvidiactl", sizeof *ctl, &ctl_fd);
 	CHECK(ctl);
 	for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
 		for (const struct test *t = tables[i]; t->name; t++)

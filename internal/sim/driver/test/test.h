@@ -30,6 +30,7 @@ extern const char *root, *self;
 extern struct sim_ctl *ctl;
 struct sim_gpu *gpu(int i);           /* the node's own books */
 const struct sim_use *my_use(int i);
+bool alive(int slot);                 /* somebody lives who owns it */
 CUcontext start(void);                /* cuInit and a primary context on device 0, current */
 char *ptx(void);                      /* internal/cuda/kernels.ptx; freed by nobody */
 CUfunction kernel(const char *name);  /* of that, in the current context */
