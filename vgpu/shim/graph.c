@@ -124,13 +124,29 @@ static void forget(CUgraphExec exec)
 /* A charge made before the driver's call, to be corrected after it to what the driver holds. */
 struct charge { struct device *d; uint64_t ahead; };
 
-/* With graphs_lock held. A graph that was launched before finds its memory in what the driver kept; a first launch
- * is charged in full, since the driver need not reuse what other graphs left. Then that is given back first. */
-static CUresult charge_ahead(struct charge *c, uint64_t bytes, bool launched)
+/* book.extra of an executable graph */
+#define LAUNCHED  1u
+#define AUTO_FREE 2u /* what is left of its last launch is freed by the next */
+
+/* Whether a graph finds its memory in what the driver holds: it did before, and that much is not in use, or is in
+ * use by its own last launch. Whose use it is cannot be asked; taking another graph's for this one's costs a charge
+ * after the launch instead of before it. */
+static bool finds_its_memory(struct device *d, uint64_t bytes, uint64_t history)
+{
+	uint64_t used = attribute(d, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT), has = charged[d->ordinal];
+
+	if (history & AUTO_FREE && used >= bytes)
+		used -= bytes;
+	return history & LAUNCHED && has >= used + bytes;
+}
+
+/* With graphs_lock held. A first launch is charged in full, since the driver need not reuse what other graphs left;
+ * where there is no room, that is given back first. */
+static CUresult charge_ahead(struct charge *c, uint64_t bytes, uint64_t history)
 {
 	refresh(c->d);
 	c->ahead = 0;
-	if (launched && charged[c->d->ordinal] >= attribute(c->d, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT) + bytes)
+	if (finds_its_memory(c->d, bytes, history))
 		return CUDA_SUCCESS;
 	if (kerf_charge(c->d, bytes)) {
 		trim(c->d);
@@ -172,11 +188,12 @@ static CUresult make(const struct maker *m)
 	return m->with_params(m->exec, m->graph, m->params);
 }
 
-static CUresult record(CUgraphExec exec, const struct need *need)
+static CUresult record(CUgraphExec exec, const struct need *need, unsigned long long flags)
 {
 	for (int i = 0; i < kerf_device_count(); i++) {
 		struct book b = { .key = exec_key(exec, i), .kind = BOOK_EXEC, .ordinal = i, .bytes = need->bytes[i] };
 
+		b.extra = flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH ? AUTO_FREE : 0;
 		if (b.bytes && !book_put(&b)) {
 			forget(exec);
 			REAL(cuGraphExecDestroy)(exec);
@@ -201,7 +218,7 @@ static CUresult instantiate(const struct maker *m)
 		for (int i = 0; i < kerf_device_count() && r == CUDA_SUCCESS; i++)
 			if (need.bytes[i]) {
 				charges[n].d = kerf_device(i);
-				r = charge_ahead(&charges[n], need.bytes[i], false);
+				r = charge_ahead(&charges[n], need.bytes[i], 0);
 				n += r == CUDA_SUCCESS;
 			}
 	if (r == CUDA_SUCCESS)
@@ -209,7 +226,7 @@ static CUresult instantiate(const struct maker *m)
 	while (n)
 		settle(&charges[--n]);
 	unlock(&graphs_lock);
-	return r ? r : record(*m->exec, &need);
+	return r ? r : record(*m->exec, &need, m->flags);
 }
 
 CUresult on_instantiate(real_on_instantiate real, CUgraphExec *exec, CUgraph graph, CUgraphNode *node, char *log, size_t n)
@@ -251,9 +268,9 @@ CUresult on_graph_launch(real_on_graph_launch real, CUgraphExec exec, CUstream s
 		if (!book_get(BOOK_EXEC, exec_key(exec, i), &b))
 			continue;
 		charges[n].d = kerf_device(i);
-		r = charge_ahead(&charges[n], b.bytes, b.extra != 0);
+		r = charge_ahead(&charges[n], b.bytes, b.extra);
 		n += r == CUDA_SUCCESS;
-		b.extra = 1;
+		b.extra |= LAUNCHED;
 		book_put(&b);
 	}
 	if (r == CUDA_SUCCESS)

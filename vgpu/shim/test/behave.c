@@ -366,6 +366,68 @@ static void ipc(const char *arg)
 	expect("child", wait_for(child), 0);
 }
 
+/* A pool keeps what was freed to it, charged, and gives it up before another allocation is refused. */
+static void pool_kept(const char *arg)
+{
+	uint64_t base, most = UINT64_MAX, room;
+	CUmemoryPool pool;
+	CUdeviceptr p;
+
+	(void)arg;
+	start();
+	base = charged();
+	CU(cuDeviceGetDefaultMemPool, &pool, 0);
+	CU(cuMemPoolSetAttribute, pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &most);
+	CU(cuMemAllocAsync, &p, 256 * GRANULE, NULL);
+	CU(cuMemFreeAsync, p, NULL);
+	CU(cuStreamSynchronize, NULL);
+	if (charged() < base + 256 * GRANULE)
+		die("the pool kept nothing", (long)charged());
+	agree("pool");
+	room = policy->device[0].limit - base;
+	CU(cuMemAlloc_v2, &p, room);
+	expect("given what the pool had", (long)charged(), (long)policy->device[0].limit);
+	agree("after the pool gave way");
+	CU(cuMemFree_v2, p);
+	expect("after", (long)charged(), (long)base);
+}
+
+/* A graph that needs most of the limit is launched again and again: its memory is charged once. */
+static void graph_again(const char *arg)
+{
+	CUDA_MEM_ALLOC_NODE_PARAMS a = { .poolProps = { .allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .location = { CU_MEM_LOCATION_TYPE_DEVICE, 0 } } };
+	CUgraphNode node;
+	CUgraphExec exec, other;
+	CUgraph graph;
+	uint64_t base;
+
+	(void)arg;
+	start();
+	base = charged();
+	a.bytesize = (policy->device[0].limit - base) / 3 * 2 / GRANULE * GRANULE;
+	CU(cuGraphCreate, &graph, 0);
+	CU(cuGraphAddMemAllocNode, &node, graph, NULL, 0, &a);
+	CU(cuGraphInstantiateWithFlags, &exec, graph, CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+	for (int i = 0; i < 5; i++) {
+		CU(cuGraphLaunch, exec, NULL);
+		CU(cuStreamSynchronize, NULL);
+		expect("charged", (long)(charged() - base), (long)a.bytesize);
+		agree("graph");
+	}
+	CU(cuMemFree_v2, a.dptr);
+	CU(cuGraphInstantiateWithFlags, &other, graph, CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+	CU(cuGraphLaunch, other, NULL);
+	CU(cuStreamSynchronize, NULL);
+	expect("charged with a second graph", (long)(charged() - base), (long)a.bytesize);
+	agree("second graph");
+	CU(cuMemFree_v2, a.dptr);
+	CU(cuGraphExecDestroy, exec);
+	CU(cuGraphExecDestroy, other);
+	CU(cuGraphDestroy, graph);
+	CU(cuDeviceGraphMemTrim, 0);
+	expect("after", (long)charged(), (long)base);
+}
+
 /* Holds memory until it is told to end. */
 static void hold(const char *arg)
 {
@@ -384,7 +446,7 @@ static const struct { const char *name; void (*run)(const char *); } scenarios[]
 	{ "fork-before", fork_before }, { "fork-after", fork_after }, { "threads", threads }, { "init-race", init_race },
 	{ "exec", exec_again }, { "setuid", setuid_child }, { "scribble", scribble }, { "gate", gate }, { "devices", devices },
 	{ "storm", storm }, { "contexts", contexts }, { "host", host }, { "reimport", reimport }, { "ipc", ipc },
-	{ "hold", hold },
+	{ "hold", hold }, { "pool-kept", pool_kept }, { "graph-again", graph_again },
 };
 
 int main(int argc, char **argv)
