@@ -25,8 +25,9 @@ build: clib bin ## Build the daemon, the command, the shim, the simulated driver
 clib: simdriver simnvml shim tenants
 
 bin:
-	@mkdir -p $(B)/bin
+	@mkdir -p $(B)/bin $(B)/test
 	$(GOBUILD) -o $(B)/bin/ ./cmd/kerf ./cmd/kerfd
+	$(GO) test -c -o $(B)/test/nodetest ./internal/nodetest
 
 demo: deps build ## Four programs share one GPU, each inside its limit (simulated where there is no GPU)
 	$(B)/bin/kerf demo

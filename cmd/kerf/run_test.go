@@ -204,6 +204,21 @@ func TestTenantsView(t *testing.T) {
 	}
 }
 
+// On a kerfd that has never seen a context here, the first program's context counts before its first allocation.
+func TestFirstContextCounts(t *testing.T) {
+	r := startRig(t)
+	for range 2 { // first measured, then charged by the price that was learned
+		got := end(t, r.Sliced(t.Context(), rig.Slice{Memory: "1Gi"}, r.Tenant("hog"), "--limit", "1Gi", "--class", "linear", "--settle", "0"))
+		if got.code != 0 || !strings.Contains(got.stdout, "510.0 MiB in") { // 1Gi less a context of 512Mi, and 2Mi of the hog's own
+			t.Errorf("%+v", got)
+		}
+	}
+	got := end(t, r.Sliced(t.Context(), rig.Slice{Memory: "256Mi", GPU: "1"}, r.Tenant("hog"), "--limit", "256Mi"))
+	if got.code == 0 || !strings.Contains(got.stderr, "cuDevicePrimaryCtxRetain: CUDA_ERROR_OUT_OF_MEMORY") {
+		t.Errorf("a slice smaller than a context: %+v", got)
+	}
+}
+
 func TestRootless(t *testing.T) {
 	r := startRig(t)
 	if os.Getuid() != 0 {

@@ -26,9 +26,8 @@ import (
 
 // Store is a directory of records of type T. One process at a time owns it.
 type Store[T any] struct {
-	dir      string
-	lock     *os.File
-	volatile bool // records need not survive the machine, so nothing waits for the disk
+	dir  string
+	lock *os.File
 }
 
 // ErrLocked says that another process owns the store.
@@ -55,16 +54,6 @@ func Open[T any](dir string) (*Store[T], error) {
 	return &Store[T]{dir: dir, lock: lock}, nil
 }
 
-// OpenVolatile is Open for records that mean nothing after a reboot, as on a tmpfs: they survive the death of any process,
-// and no write waits for a disk.
-func OpenVolatile[T any](dir string) (*Store[T], error) {
-	s, err := Open[T](dir)
-	if err == nil {
-		s.volatile = true
-	}
-	return s, err
-}
-
 // Close gives the lock back.
 func (s *Store[T]) Close() error { return s.lock.Close() }
 
@@ -85,7 +74,7 @@ func (s *Store[T]) put(key string, record T) error {
 		return err
 	}
 	temp := filepath.Join(s.dir, "."+key+".new")
-	if err := s.write(temp, encode(body)); err != nil {
+	if err := writeSynced(temp, encode(body)); err != nil {
 		_ = os.Remove(temp)
 		return err
 	}
@@ -93,14 +82,14 @@ func (s *Store[T]) put(key string, record T) error {
 		_ = os.Remove(temp)
 		return err
 	}
-	return s.sync()
+	return syncDir(s.dir)
 }
 
 // Delete removes a record; it is no error that there is none.
 func (s *Store[T]) Delete(key string) error {
 	err := os.Remove(s.path(key))
 	if err == nil {
-		err = s.sync()
+		err = syncDir(s.dir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete record %s: %w", key, err)
@@ -160,24 +149,17 @@ func decode(content []byte) (body []byte, ok bool) {
 	return body, found && string(rest) == hex.EncodeToString(sum[:])+"\n"
 }
 
-func (s *Store[T]) write(path string, content []byte) error {
+func writeSynced(path string, content []byte) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	if err == nil && !s.volatile {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// sync makes a rename or a removal in the directory last.
-func (s *Store[T]) sync() error {
-	if s.volatile {
-		return nil
-	}
-	d, err := os.Open(s.dir)
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,8 @@ import (
 // helloTimeout bounds how long a silent peer may hold a connection.
 const helloTimeout = time.Second
 
-// recheckAfter is when a new session is looked at: by then a process that attached before it called exec has lost its old mapping.
+// recheckAfter is when the process of a new session is looked at: if it attached before, and then called exec, only the new
+// session has a mapping.
 const recheckAfter = 20 * time.Millisecond
 
 func (s *Server) accept(live *liveShare) {
@@ -50,6 +51,9 @@ func (s *Server) greet(live *liveShare, conn *net.UnixConn) *region.Welcome {
 	case hello.Version != region.Version:
 		s.notify(Event{Kind: Refused, Share: live.spec.ID, PID: process.PID, Comm: comm, Message: "region version differs"})
 		return refuse(region.WelcomeVersion, fmt.Sprintf("the shim has region version %d, kerfd has %d; install both from one release", hello.Version, region.Version))
+	case hello.Kind == region.HelloMeasure:
+		s.measure(live)
+		return &region.Welcome{}
 	case hello.Kind == region.HelloNote:
 		s.notify(Event{Kind: Noted, Share: live.spec.ID, PID: process.PID, Comm: comm, Message: text(hello.Note[:])})
 		s.reconcileSoon()
@@ -64,9 +68,7 @@ func (s *Server) attach(live *liveShare, process Process, comm string) *region.W
 	s.mu.Unlock()
 	s.notify(event)
 	if welcome.Status == region.WelcomeOK {
-		// A new context shows in NVML a moment later; and a process that attached before and called exec shows in its maps.
-		time.AfterFunc(recheckAfter, s.reconcileSoon)
-		time.AfterFunc(10*recheckAfter, s.reconcileSoon)
+		time.AfterFunc(recheckAfter, func() { s.notify(s.checkProcess(live, process.PID)...) })
 	}
 	return welcome
 }
@@ -77,7 +79,6 @@ func (s *Server) attachLocked(live *liveShare, process Process, comm string) (*r
 		event.Message = "the share has ended"
 		return refuse(region.WelcomeRevoked, "the share has ended; start the program again under kerf run"), event
 	}
-	s.foldLost(live, process.PID)
 	slot := live.freeSlot()
 	if slot < 0 {
 		event.Message = "no free slot"
@@ -85,20 +86,15 @@ func (s *Server) attachLocked(live *liveShare, process Process, comm string) (*r
 	}
 	live.generation++
 	session := &session{Process: process, comm: comm, started: s.config.Now(), slot: slot}
-	record := sessionRecord{Share: live.spec.ID, Slot: slot, Generation: live.generation, Process: process, Comm: comm, Started: session.started}
-	// On record before the process learns of its slot: a kerfd that starts next knows every process that may charge.
-	err := s.sessions.Put(sessionKey(live.spec.ID, slot), record)
-	if err == nil {
-		err = s.begin(live, session)
-	}
-	if err != nil {
-		_ = s.sessions.Delete(sessionKey(live.spec.ID, slot))
+	if err := s.begin(live, session); err != nil {
 		event.Message = err.Error()
 		if errors.Is(err, errEnded) { // killed while it started: nobody is refused
 			event.Kind = SessionEnded
 		}
 		return refuse(region.WelcomeDenied, err.Error()), event
 	}
+	// On record before the process learns of its slot: a kerfd that starts next knows every process that may charge.
+	live.enroll(session)
 	if err := region.Guard(func() { live.usage.Page.Slot[slot].Claim(live.generation) }); err != nil {
 		s.flag(live, err.Error())
 	}
@@ -117,6 +113,17 @@ func (s *Server) begin(live *liveShare, session *session) error {
 	atomic.StoreInt32(&live.policy.Page.HostPID[session.slot], int32(session.PID))
 	return nil
 }
+
+// enroll writes a session down. The generation goes last, so that an entry is whole or not there.
+func (l *liveShare) enroll(s *session) {
+	entry := &l.roster.Page.Entry[s.slot]
+	entry.PID, entry.Start, entry.Since = int32(s.PID), s.Start, s.started.UnixNano()
+	entry.Comm = [16]byte{}
+	copy(entry.Comm[:], s.comm)
+	atomic.StoreUint32(&entry.Generation, l.generation)
+}
+
+func (l *liveShare) strike(slot int) { atomic.StoreUint32(&l.roster.Page.Entry[slot].Generation, 0) }
 
 func (l *liveShare) freeSlot() int {
 	for i, session := range l.slots {

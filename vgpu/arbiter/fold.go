@@ -36,7 +36,7 @@ func (s *Server) fold(live *liveShare, session *session) {
 	session.stop()
 	live.slots[session.slot] = nil
 	atomic.StoreInt32(&live.policy.Page.HostPID[session.slot], 0)
-	_ = s.sessions.Delete(sessionKey(live.spec.ID, session.slot)) // at worst the next kerfd finds a dead process on record
+	live.strike(session.slot)
 	s.publishImplicit(live)
 	if live.interrupted {
 		s.settle(live)
@@ -60,34 +60,47 @@ func (l *liveShare) reset() {
 	}
 }
 
-// foldLost ends the sessions of a process that is alive but no longer maps the page as often as it has sessions: it
-// called exec. The oldest go first. A shim maps the page before it says hello, so a session is never without a mapping.
-func (s *Server) foldLost(live *liveShare, pid int) (folded []*session) {
-	var mine []*session
-	for _, session := range live.slots {
-		if session != nil && session.PID == pid {
-			mine = append(mine, session)
-		}
-	}
+// checkProcess ends the sessions of a process that is alive but no longer maps the page as often as it has sessions: it called
+// exec. The oldest go first. A shim maps the page before it says hello, so a session is never without a mapping; and
+// /proc is read without the lock, which attaches wait for.
+func (s *Server) checkProcess(live *liveShare, pid int) (events []Event) {
+	s.mu.Lock()
+	mine := live.sessionsOf(pid)
+	s.mu.Unlock()
 	if len(mine) == 0 {
 		return nil
 	}
 	n, err := mappings(pid, live.page)
-	if err != nil { // not ours to read, or dead: then the pidfd speaks
+	if err != nil || n >= len(mine) { // not ours to read, or dead: then the pidfd speaks
 		return nil
 	}
-	sortByStart(mine)
-	for _, session := range mine[:max(0, len(mine)-n)] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range mine[:len(mine)-n] {
+		if s.shares[live.spec.ID] != live || live.slots[session.slot] != session {
+			continue // it ended meanwhile
+		}
 		s.fold(live, session)
-		folded = append(folded, session)
+		events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: pid, Comm: session.comm, Message: "exec"})
 	}
-	return folded
+	return events
+}
+
+// sessionsOf are a process's sessions, the oldest first.
+func (l *liveShare) sessionsOf(pid int) (mine []*session) {
+	for _, session := range l.slots {
+		if session != nil && session.PID == pid {
+			mine = append(mine, session)
+		}
+	}
+	sortByStart(mine)
+	return mine
 }
 
 // settle sets the sums right, or finds that they were tampered with. It needs a moment in which no session changes
 // anything, and tries a few times to see one; the next second is another chance.
 func (s *Server) settle(live *liveShare) {
-	for range 100 {
+	for range 20 {
 		var r reading
 		if err := region.Guard(func() { r = live.read() }); err != nil {
 			s.flag(live, err.Error())

@@ -21,22 +21,40 @@ func (s *Server) reconcile() {
 // checkSessions looks for sessions that ended by exec, sums that drifted, and tenants that say their slot was changed.
 func (s *Server) checkSessions() (events []Event) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, live := range s.sortedShares() {
+	shares := s.sortedShares()
+	processes := make(map[*liveShare]map[int]bool)
+	for _, live := range shares {
+		processes[live] = make(map[int]bool)
 		for _, session := range live.slots {
-			if session == nil || live.slots[session.slot] != session {
-				continue
+			if session != nil {
+				processes[live][session.PID] = true
 			}
-			for _, lost := range s.foldLost(live, session.PID) {
-				events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: lost.PID, Comm: lost.comm, Message: "exec"})
-			}
-		}
-		s.settle(live)
-		if err := region.Guard(func() { s.checkSlots(live) }); err != nil {
-			s.flag(live, err.Error())
 		}
 	}
+	s.mu.Unlock()
+	for _, live := range shares {
+		for pid := range processes[live] {
+			events = append(events, s.checkProcess(live, pid)...)
+		}
+		s.mu.Lock()
+		if s.shares[live.spec.ID] == live {
+			s.settle(live)
+			if err := region.Guard(func() { s.checkSlots(live) }); err != nil {
+				s.flag(live, err.Error())
+			}
+		}
+		s.mu.Unlock()
+	}
 	return events
+}
+
+// measure counts a context that was just made, and learns its price: a price takes two readings that agree.
+func (s *Server) measure(live *liveShare) {
+	for _, d := range live.spec.Grant.Devices {
+		for range 2 {
+			s.reconcileGPU(d.UUID)
+		}
+	}
 }
 
 func (s *Server) checkSlots(live *liveShare) {

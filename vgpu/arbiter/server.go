@@ -3,6 +3,7 @@ package arbiter
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -12,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/kerf-gpu/kerf/internal/durable"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/region"
 	"github.com/kerf-gpu/kerf/vgpu/share"
@@ -60,7 +60,7 @@ type Spec struct {
 // Config is what a Server needs.
 type Config struct {
 	Shares   string // directory of the shares' directories
-	Sessions string // directory of the session records; both live on a tmpfs, as sessions do not outlive a boot
+	Sessions string // directory of the rosters; both live on a tmpfs, as sessions do not outlive a boot
 	Memory   Memory
 	Notify   func(Event) // called without a lock held; must not block for long
 	Now      func() time.Time
@@ -68,9 +68,8 @@ type Config struct {
 
 // Server is the session server. Its methods may be called from several goroutines.
 type Server struct {
-	config   Config
-	sessions *durable.Store[sessionRecord]
-	soon     chan struct{} // asks for a reconcile before the next second
+	config Config
+	soon   chan struct{} // asks for a reconcile before the next second
 
 	// mu guards all below. It is never held while NVML is asked, which may hang.
 	mu           sync.Mutex
@@ -81,17 +80,13 @@ type Server struct {
 
 // New opens the session records. Restore and Run follow.
 func New(config Config) (*Server, error) {
-	for _, dir := range []string{config.Shares, config.Sessions} {
-		if err := os.MkdirAll(dir, 0o711); err != nil { // 0711: a share is found by its id, not by listing
+	for dir, mode := range map[string]os.FileMode{config.Shares: 0o711, config.Sessions: 0o700} { // 0711: a share is found by its id, not by listing
+		if err := os.MkdirAll(dir, mode); err != nil {
 			return nil, fmt.Errorf("open sessions: %w", err)
 		}
 	}
-	sessions, err := durable.OpenVolatile[sessionRecord](config.Sessions)
-	if err != nil {
-		return nil, fmt.Errorf("open sessions: %w", err)
-	}
 	return &Server{
-		config: config, sessions: sessions, soon: make(chan struct{}, 1),
+		config: config, soon: make(chan struct{}, 1),
 		shares: make(map[string]*liveShare), contextBytes: make(map[node.UUID]uint64),
 	}, nil
 }
@@ -99,29 +94,23 @@ func New(config Config) (*Server, error) {
 // Restore brings back the shares of a previous kerfd with their sessions, makes those anew whose directory was lost, and
 // removes directories that no spec names. It is called once, before Run and Add.
 func (s *Server) Restore(specs []Spec) error {
-	records, _, err := s.sessions.Load()
-	if err != nil {
-		return fmt.Errorf("restore sessions: %w", err)
-	}
 	known := make(map[string]bool)
 	for _, spec := range specs {
 		known[spec.ID] = true
-		if err := s.add(spec, records); err != nil {
+		if err := s.add(spec); err != nil {
 			return fmt.Errorf("restore share %s: %w", spec.ID, err)
 		}
 	}
-	for key, record := range records {
-		if !known[record.Share] {
-			_ = s.sessions.Delete(key)
+	for _, dir := range []string{s.config.Shares, s.config.Sessions} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("restore shares: %w", err)
 		}
-	}
-	entries, err := os.ReadDir(s.config.Shares)
-	if err != nil {
-		return fmt.Errorf("restore shares: %w", err)
-	}
-	for _, entry := range entries {
-		if !known[entry.Name()] {
-			if err := os.RemoveAll(filepath.Join(s.config.Shares, entry.Name())); err != nil {
+		for _, entry := range entries {
+			if known[entry.Name()] {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(dir, entry.Name())); err != nil {
 				return fmt.Errorf("remove share without a grant: %w", err)
 			}
 		}
@@ -131,8 +120,8 @@ func (s *Server) Restore(specs []Spec) error {
 
 // Add puts a new grant in force.
 func (s *Server) Add(spec Spec) error {
-	if err := s.add(spec, nil); err != nil {
-		_ = os.RemoveAll(filepath.Join(s.config.Shares, spec.ID))
+	if err := s.add(spec); err != nil {
+		_ = s.removeFiles(spec.ID)
 		return fmt.Errorf("open share %s: %w", spec.ID, err)
 	}
 	return nil
@@ -150,15 +139,18 @@ func (s *Server) Remove(id string) error {
 		for _, session := range live.slots {
 			if session != nil {
 				session.stop()
-				_ = s.sessions.Delete(sessionKey(id, session.slot))
 			}
 		}
 	}
 	s.mu.Unlock()
-	if err := os.RemoveAll(filepath.Join(s.config.Shares, id)); err != nil {
+	if err := s.removeFiles(id); err != nil {
 		return fmt.Errorf("remove share %s: %w", id, err)
 	}
 	return nil
+}
+
+func (s *Server) removeFiles(id string) error {
+	return errors.Join(os.RemoveAll(filepath.Join(s.config.Shares, id)), os.RemoveAll(filepath.Join(s.config.Sessions, id)))
 }
 
 // Sessions is how many processes are attached to a share.
@@ -200,7 +192,7 @@ func (s *Server) shut() error {
 		live.close()
 	}
 	clear(s.shares)
-	return s.sessions.Close()
+	return nil
 }
 
 // reconcileSoon asks for a reconcile without waiting for the next second.
@@ -223,14 +215,13 @@ func (s *Server) sortedShares() []*liveShare {
 	})
 }
 
-func sessionKey(share string, slot int) string { return fmt.Sprintf("%s.%d", share, slot) }
-
 // liveShare is a share in force.
 type liveShare struct {
 	spec     Spec
 	dir      string
 	policy   *region.File[region.Policy]
 	usage    *region.File[region.Usage]
+	roster   *region.File[region.Roster]
 	page     pageID
 	listener *net.UnixListener
 	created  time.Time
@@ -260,13 +251,3 @@ type session struct {
 type sample struct{ last, previous uint64 }
 
 func (s sample) value() uint64 { return max(s.last, s.previous) }
-
-// sessionRecord is a session on disk, for the kerfd that comes next.
-type sessionRecord struct {
-	Share      string    `json:"share"`
-	Slot       int       `json:"slot"`
-	Generation uint32    `json:"generation"`
-	Process    Process   `json:"process"`
-	Comm       string    `json:"comm"`
-	Started    time.Time `json:"started"`
-}

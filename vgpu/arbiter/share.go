@@ -23,25 +23,25 @@ const (
 // maxSocketPath is the kernel's limit for the path of a unix socket.
 const maxSocketPath = 107
 
-// add makes or finds the share's directory, maps its pages and listens on its socket. records are the sessions that a previous
-// kerfd wrote down; they are taken up again where their process still is what it was.
-func (s *Server) add(spec Spec, records map[string]sessionRecord) error {
+// add makes or finds the share's directory, maps its pages and listens on its socket. Sessions that a previous kerfd wrote down
+// are taken up again where their process still is what it was.
+func (s *Server) add(spec Spec) error {
 	live := &liveShare{spec: spec, dir: filepath.Join(s.config.Shares, spec.ID), created: s.config.Now()}
-	if err := live.open(); err != nil {
+	if err := live.open(filepath.Join(s.config.Sessions, spec.ID)); err != nil {
 		live.close()
 		return err
 	}
 	s.mu.Lock()
 	live.writePolicy(s.contextBytes)
 	s.shares[spec.ID] = live
-	events := s.resume(live, records)
+	events := s.resume(live)
 	s.mu.Unlock()
 	go s.accept(live)
 	s.notify(events...)
 	return nil
 }
 
-func (l *liveShare) open() error {
+func (l *liveShare) open(roster string) error {
 	socket := filepath.Join(l.dir, socketFile)
 	if len(socket) > maxSocketPath {
 		return fmt.Errorf("socket path %s has %d bytes, the kernel takes %d; use a shorter run directory", socket, len(socket), maxSocketPath)
@@ -64,6 +64,9 @@ func (l *liveShare) open() error {
 	if l.usage, err = openOrCreate[region.Usage](filepath.Join(l.dir, usageFile), 0o666); err != nil {
 		return err
 	}
+	if l.roster, err = openOrCreate[region.Roster](roster, 0o600); err != nil {
+		return err
+	}
 	if l.page, err = identify(filepath.Join(l.dir, usageFile)); err != nil {
 		return err
 	}
@@ -82,7 +85,7 @@ func (l *liveShare) listen(socket string) (err error) {
 	return os.Chmod(socket, 0o666)
 }
 
-func openOrCreate[T region.Policy | region.Usage](path string, mode os.FileMode) (*region.File[T], error) {
+func openOrCreate[T region.Page](path string, mode os.FileMode) (*region.File[T], error) {
 	file, err := region.Open[T](path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return region.Create[T](path, mode)
@@ -100,6 +103,9 @@ func (l *liveShare) close() {
 	}
 	if l.usage != nil {
 		_ = l.usage.Close()
+	}
+	if l.roster != nil {
+		_ = l.roster.Close()
 	}
 }
 

@@ -90,20 +90,22 @@ func (l *liveShare) fillState(state *ShareState) {
 }
 
 // resume takes up the sessions that a previous kerfd wrote down. Those whose process ended meanwhile are folded.
-func (s *Server) resume(live *liveShare, records map[string]sessionRecord) (events []Event) {
+func (s *Server) resume(live *liveShare) (events []Event) {
 	found := false
-	for key, record := range records {
-		if record.Share != live.spec.ID || record.Slot < 0 || record.Slot >= region.MaxSlots {
+	for slot := range live.roster.Page.Entry {
+		entry := &live.roster.Page.Entry[slot]
+		if entry.Generation == 0 {
 			continue
 		}
 		found = true
-		session := &session{Process: record.Process, comm: record.Comm, started: record.Started, slot: record.Slot, stop: func() {}}
-		live.generation = max(live.generation, record.Generation)
+		session := &session{
+			Process: Process{PID: int(entry.PID), Start: entry.Start}, comm: text(entry.Comm[:]), started: time.Unix(0, entry.Since), slot: slot, stop: func() {},
+		}
+		live.generation = max(live.generation, entry.Generation)
 		if err := s.begin(live, session); err != nil {
-			live.slots[record.Slot] = session
+			live.slots[slot] = session
 			s.fold(live, session)
-			_ = s.sessions.Delete(key)
-			events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: record.Process.PID, Comm: record.Comm, Message: "while kerfd was away"})
+			events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: session.PID, Comm: session.comm, Message: "while kerfd was away"})
 		}
 	}
 	live.interrupted = found // the previous kerfd may have died in the middle of a fold

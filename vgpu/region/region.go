@@ -102,10 +102,32 @@ type Usage struct {
 	Slot           [MaxSlots]Slot
 }
 
+// RosterEntry is a session as kerfd wrote it down for the kerfd that comes next. Generation is written last.
+type RosterEntry struct {
+	Generation uint32 // 0: none
+	PID        int32
+	Start      uint64 // of the process, in clock ticks since boot
+	Since      int64  // of the session, Unix time in nanoseconds
+	Comm       [16]byte
+}
+
+// Roster is a share's sessions on record. It is kerfd's alone, and in a file of its own that no tenant sees. A mapped page
+// outlives a killed process like a written file does, and costs an attach no more than a few stores.
+type Roster struct {
+	Magic, Version uint32
+	Size           uint32
+	_              uint32
+	Entry          [MaxSlots]RosterEntry
+}
+
+// Page is a type that a File can hold.
+type Page interface{ Policy | Usage | Roster }
+
 // What a shim can ask for on the share's socket.
 const (
-	HelloAttach = 1 // a session, please
-	HelloNote   = 2 // write this to kerfd's log
+	HelloAttach  = 1 // a session, please
+	HelloNote    = 2 // write this to kerfd's log
+	HelloMeasure = 3 // read NVML before the answer: a context was made whose price is not known
 )
 
 // Hello is the one message of the shim on the share's socket.
@@ -137,13 +159,13 @@ type Welcome struct {
 }
 
 // File is a mapped page of type T.
-type File[T Policy | Usage] struct {
+type File[T Page] struct {
 	Page *T
 	mem  []byte
 }
 
 // Create makes the file with its header and maps it. The file appears whole or not at all.
-func Create[T Policy | Usage](path string, mode os.FileMode) (*File[T], error) {
+func Create[T Page](path string, mode os.FileMode) (*File[T], error) {
 	size := int(unsafe.Sizeof(*new(T)))
 	temp := path + ".new"
 	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, mode)
@@ -175,7 +197,7 @@ func writeHeader(f *os.File, header []uint32, size int, mode os.FileMode) error 
 }
 
 // Open maps an existing file for reading and writing, as a restarted kerfd does.
-func Open[T Policy | Usage](path string) (*File[T], error) {
+func Open[T Page](path string) (*File[T], error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open page: %w", err)
@@ -184,7 +206,7 @@ func Open[T Policy | Usage](path string) (*File[T], error) {
 	return mapFile[T](f, path)
 }
 
-func mapFile[T Policy | Usage](f *os.File, path string) (*File[T], error) {
+func mapFile[T Page](f *os.File, path string) (*File[T], error) {
 	size := int64(unsafe.Sizeof(*new(T)))
 	info, err := f.Stat()
 	if err != nil {

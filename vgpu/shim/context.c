@@ -1,7 +1,7 @@
 /* context.c: what a context takes of a device, and what goes when it goes.
  *
- * policy.context_bytes is charged when a context is made; while it is 0 (kerfd has not learned it yet) contexts
- * show up in `implicit` instead. A context takes its linear memory, arrays and imports with it when it is
+ * policy.context_bytes is charged when a context is made. While it is 0 (kerfd has not learned it yet) kerfd is asked
+ * to measure, so that the context counts in `implicit` before anything else is allocated. A context takes its linear memory, arrays and imports with it when it is
  * destroyed; memory of pools and cuMemCreate belongs to the device and stays.
  */
 #include "shim.h"
@@ -41,17 +41,22 @@ CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice
 {
 	struct device *d = kerf_device(dev);
 	uint64_t bytes;
+	bool fresh;
 	CUresult r;
 
 	if (!d || !ctx)
 		return real(ctx, dev);
 	lock(&primary_lock);
-	bytes = active(dev) ? 0 : context_bytes(d);
+	fresh = !active(dev);
+	bytes = fresh ? context_bytes(d) : 0;
 	r = kerf_charge(d, bytes);
 	if (r == CUDA_SUCCESS) {
 		r = real(ctx, dev);
 		if (r) {
 			kerf_discharge(d, bytes);
+		} else if (fresh && bytes == 0 && !kerf_measure(d)) {
+			REAL(cuDevicePrimaryCtxRelease_v2)(dev);
+			r = CUDA_ERROR_OUT_OF_MEMORY;
 		} else {
 			primary[dev].ctx = *ctx;
 			primary[dev].charged += bytes;
@@ -100,7 +105,7 @@ static CUresult made(struct device *d, CUcontext ctx, uint64_t bytes, CUresult r
 {
 	struct book b = { .key = (uintptr_t)ctx, .kind = BOOK_CONTEXT, .ordinal = d->ordinal, .bytes = bytes, .extra = 1 };
 
-	if (r == CUDA_SUCCESS && book_put(&b))
+	if (r == CUDA_SUCCESS && (bytes || kerf_measure(d)) && book_put(&b))
 		return r;
 	if (r == CUDA_SUCCESS) {
 		REAL(cuCtxDestroy_v2)(ctx);

@@ -93,6 +93,8 @@ struct kerf_usage {
 
 #define KERF_HELLO_ATTACH 1u
 #define KERF_HELLO_NOTE   2u /* tell kerfd of something worth a line in its log; answered like attach */
+/* A context was made while policy.context_bytes was 0: kerfd reads NVML, and answers once `implicit` counts the context. */
+#define KERF_HELLO_MEASURE 3u
 
 struct kerf_hello {
 	uint32_t magic, version;  /* region version: a shim and a kerfd of different versions refuse each other */

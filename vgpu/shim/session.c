@@ -173,11 +173,11 @@ static int connect_share(const struct share *s)
 	return fd;
 }
 
-static bool ask(int fd, uint32_t driver_version, struct kerf_welcome *w)
+static bool ask(int fd, uint32_t kind, uint32_t driver_version, struct kerf_welcome *w)
 {
 	struct kerf_hello h = {
 		.magic = KERF_REGION_MAGIC, .version = KERF_REGION_VERSION,
-		.kind = KERF_HELLO_ATTACH, .driver_version = driver_version,
+		.kind = kind, .driver_version = driver_version,
 	};
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 
@@ -219,7 +219,7 @@ static bool attach_share(struct share *s, uint32_t driver_version, char *why, si
 	for (long wait = 10;; wait = wait < 500 ? wait * 2 : 500) {
 		fd = connect_share(s);
 		if (fd >= 0) {
-			bool answered = ask(fd, driver_version, &w);
+			bool answered = ask(fd, KERF_HELLO_ATTACH, driver_version, &w);
 			close(fd);
 			if (answered)
 				break;
@@ -249,6 +249,21 @@ static bool attach_share(struct share *s, uint32_t driver_version, char *why, si
 		return true;
 	}
 	return false;
+}
+
+/* Failing is no harm that lasts: kerfd is away or busy then, and finds the context within a second of its return. */
+bool kerf_measure(struct device *d)
+{
+	const struct kerf_policy_device *p = &d->share->policy->device[d->index];
+	struct kerf_welcome w;
+	int fd;
+
+	if (load_relaxed(&p->context_bytes) == 0 && (fd = connect_share(d->share)) >= 0) {
+		ask(fd, KERF_HELLO_MEASURE, 0, &w);
+		close(fd);
+	}
+	/* Not share_room, which never shows more than the limit. */
+	return load_relaxed(&d->share->usage->sum[d->index].charged) + load_relaxed(&p->implicit) <= load_relaxed(&p->limit);
 }
 
 /* --- cuInit -------------------------------------------------------------------------------------------- */

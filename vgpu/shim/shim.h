@@ -49,6 +49,7 @@ void kerf_charge_anyway(struct device *d, uint64_t bytes);     /* memory that th
 void kerf_discharge(struct device *d, uint64_t bytes);
 CUresult kerf_recharge(struct device *d, uint64_t from, uint64_t to); /* fails with `from` still charged */
 uint64_t kerf_room(struct device *d);                          /* bytes left under the limit */
+bool kerf_measure(struct device *d);                           /* after a context of unknown price was made; false: over the limit */
 void kerf_add_host_pinned(int64_t bytes);
 void kerf_add_imported(struct device *d, int64_t bytes);
 
