@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SPACE ((uint64_t)8 << 40)
@@ -151,6 +152,9 @@ void addr_unmap(CUdeviceptr base, uint64_t size)
 
 /* --- bytes ------------------------------------------------------------------------------------------- */
 
+/* By number: glibc has had the function since 2.27 only. */
+int memory_file(const char *name) { return (int)syscall(SYS_memfd_create, name, MFD_CLOEXEC); }
+
 static CUresult place(struct phys *p, bool own)
 {
 	struct simdev *d = p->dev;
@@ -158,12 +162,12 @@ static CUresult place(struct phys *p, bool own)
 	if (g.zero_cost)
 		return CUDA_SUCCESS;
 	if (own) {
-		p->fd = memfd_create("kerf-sim-memory", MFD_CLOEXEC);
+		p->fd = memory_file("kerf-sim-memory");
 		p->own_fd = true;
 		return p->fd >= 0 ? share_mark(p->fd, d, p->size) : CUDA_ERROR_OPERATING_SYSTEM;
 	}
 	if (d->memfd < 0) {
-		d->memfd = memfd_create("kerf-sim-device", MFD_CLOEXEC);
+		d->memfd = memory_file("kerf-sim-device");
 		if (d->memfd < 0 || ftruncate(d->memfd, INT64_MAX & ~(off_t)(GRANULE - 1)) != 0)
 			return CUDA_ERROR_OPERATING_SYSTEM;
 	}
@@ -286,6 +290,28 @@ struct block {
 	uint8_t taken[SMALL_UNITS];
 };
 
+static struct block *spare_block; /* a program with one small allocation at a time should not pay for a page table each time */
+
+static struct block *block_new(void)
+{
+	struct block *b = spare_block ? spare_block : calloc(1, sizeof *b);
+	spare_block = NULL;
+	if (b)
+		b->free_units = SMALL_UNITS;
+	return b;
+}
+
+/* An empty one is as good as new: everything in it is zero again but where its search begins. */
+static void block_free(struct range *r)
+{
+	if (r->block->free_units == SMALL_UNITS && !spare_block) {
+		r->block->hint = 0;
+		spare_block = r->block;
+		r->block = NULL;
+	}
+	range_free(r);
+}
+
 static bool fit(struct block *b, unsigned units, unsigned *out)
 {
 	unsigned run = 0;
@@ -315,12 +341,11 @@ CUresult small_alloc(CUcontext c, uint64_t size, CUdeviceptr *out)
 		if (!r)
 			return err;
 		r->ctx = c;
-		r->block = calloc(1, sizeof *r->block);
+		r->block = block_new();
 		if (!r->block) {
 			range_free(r);
 			return CUDA_ERROR_OUT_OF_MEMORY;
 		}
-		r->block->free_units = SMALL_UNITS;
 		range_link(&c->blocks, r);
 		at = 0;
 	}
@@ -344,7 +369,7 @@ CUresult small_free(struct range *r, CUdeviceptr p)
 	if (at < b->hint)
 		b->hint = at;
 	if (b->free_units == SMALL_UNITS)
-		range_free(r);
+		block_free(r);
 	return CUDA_SUCCESS;
 }
 

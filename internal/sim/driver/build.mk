@@ -15,7 +15,7 @@ $(SIMDRIVER_OBJ)/%.o: $(SIMDRIVER_DIR)/%.c $(SIMDRIVER_HDRS)
 # nodelete: its threads outlive a dlclose, as the real driver's do.
 $(B)/lib/kerf/sim/libcuda.so.1: $(SIMDRIVER_SRC:$(SIMDRIVER_DIR)/%.c=$(SIMDRIVER_OBJ)/%.o) $(SIMDRIVER_DIR)/exports.map
 	@mkdir -p $(@D)
-	@$(CC) -shared $(SIMDRIVER_FLAGS) -o $@ $(filter %.o,$^) -pthread -ldl -Wl,-soname,libcuda.so.1,-z,nodelete,-z,relro,-z,defs,-Bsymbolic,--build-id,--version-script=$(SIMDRIVER_DIR)/exports.map
+	@$(CC) -shared $(SIMDRIVER_FLAGS) -o $@ $(filter %.o,$^) -Wl,--no-as-needed -l:libpthread.so.0 -l:libdl.so.2 -Wl,-soname,libcuda.so.1,-z,nodelete,-z,relro,-z,defs,-Bsymbolic,--build-id,--version-script=$(SIMDRIVER_DIR)/exports.map
 
 # The test program, which internal/sim/drivertest runs.
 .PHONY: simdriver-test

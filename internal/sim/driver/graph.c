@@ -190,14 +190,6 @@ CUresult graph_clone(CUgraph from, CUgraph *out)
 
 /* --- the calls --------------------------------------------------------------------------------------- */
 
-#define LOCKED(call)                   \
-	do {                               \
-		pthread_mutex_lock(&g.lock);   \
-		CUresult locked_ = (call);     \
-		pthread_mutex_unlock(&g.lock); \
-		return locked_;                \
-	} while (0)
-
 CUresult cuGraphCreate(CUgraph *phGraph, unsigned int flags)
 {
 	TRY(ready());

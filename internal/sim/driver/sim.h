@@ -24,6 +24,8 @@
 #include <stdint.h>
 #include <stddef.h>
 
+#include "oldlibc.h"
+
 #define KIB(n) ((uint64_t)(n) << 10)
 #define MIB(n) ((uint64_t)(n) << 20)
 #define GRANULE MIB(2)          /* of device memory, physical and virtual */
@@ -103,6 +105,7 @@ struct process {
 };
 extern hidden struct process g;
 
+int memory_file(const char *name); /* a memfd, closed on exec; -1 if there is none to be had */
 uint64_t now_ns(void); /* CLOCK_MONOTONIC */
 void sleep_until(uint64_t t);
 
@@ -154,6 +157,15 @@ CUresult device_of(CUdevice dev, struct simdev **out);
 CUstream thread_stream(CUcontext c);        /* the calling thread's own; NULL: no host memory. Under g.lock */
 
 #define TRY(call) do { CUresult try_ = (call); if (unlikely(try_ != CUDA_SUCCESS)) return try_; } while (0)
+/* Returns what a call gives that must be made under g.lock. */
+#define LOCKED(call)                   \
+	do {                               \
+		TRY(ready());                  \
+		pthread_mutex_lock(&g.lock);   \
+		CUresult locked_ = (call);     \
+		pthread_mutex_unlock(&g.lock); \
+		return locked_;                \
+	} while (0)
 #define REQUIRE(cond, code) do { if (unlikely(!(cond))) return (code); } while (0)
 
 /* --- the device address space (addr.c) --------------------------------------------------------------- */
@@ -173,6 +185,7 @@ struct phys {
 enum range_kind { R_LINEAR, R_BLOCK, R_RESERVED, R_MAP, R_POOL, R_IPC, R_EXTERNAL, R_ARRAY, R_GRAPH, R_MODULE, R_MANAGED, R_HOST, R_REGISTERED };
 
 struct block; /* bookkeeping of a block of small allocations */
+struct advice { bool read_mostly; CUmemLocation preferred, prefetched; }; /* of managed memory */
 
 struct range {
 	enum range_kind kind;
@@ -192,6 +205,7 @@ struct range {
 	struct range *reservation;  /* R_MAP: what it lies in */
 	struct graph_memory *graph; /* R_GRAPH */
 	bool sync_memops;
+	struct advice advice;
 	struct range *next, **prev; /* in the list of its owner */
 };
 

@@ -11,7 +11,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -218,8 +217,7 @@ uint64_t free_bytes(struct simdev *d)
 static bool has_marker(const char *root)
 {
 	char path[PATH_MAX];
-	struct stat st;
-	return snprintf(path, sizeof path, "%s/SIMULATED", root) < (int)sizeof path && stat(path, &st) == 0;
+	return snprintf(path, sizeof path, "%s/SIMULATED", root) < (int)sizeof path && access(path, F_OK) == 0;
 }
 
 /* The library lies at R/usr/lib/<triplet>/libcuda.so.<version>, which may be a link to one shared copy: so the
@@ -253,13 +251,12 @@ static void find_root(void)
 static void *map_file(const char *name, size_t size, int *fd_out)
 {
 	char path[PATH_MAX];
-	struct stat st;
 	snprintf(path, sizeof path, "%s/dev/%s", g.root, name);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return NULL;
 	void *p = MAP_FAILED;
-	if (fstat(fd, &st) == 0 && (size_t)st.st_size >= size)
+	if (lseek(fd, 0, SEEK_END) >= (off_t)size)
 		p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (fd_out && p != MAP_FAILED)
 		*fd_out = fd;

@@ -150,15 +150,6 @@ static CUresult phys_of(CUmemGenericAllocationHandle handle, struct phys **out)
 	return CUDA_SUCCESS;
 }
 
-#define LOCKED(call)                         \
-	do {                                     \
-		TRY(ready());                        \
-		pthread_mutex_lock(&g.lock);         \
-		CUresult locked_ = (call);           \
-		pthread_mutex_unlock(&g.lock);       \
-		return locked_;                      \
-	} while (0)
-
 static CUresult release(CUmemGenericAllocationHandle handle)
 {
 	struct phys *p;

@@ -112,6 +112,15 @@ static void managed(void)
 	CHECK(((char *)p)[15] == 7);
 	OK(cuPointerGetAttribute(&is, CU_POINTER_ATTRIBUTE_IS_MANAGED, p + 3));
 	EQ(is, 1);
+	OK(cuMemAdvise(p, 100, CU_MEM_ADVISE_SET_PREFERRED_LOCATION, 0));
+	OK(cuMemRangeGetAttribute(&is, sizeof is, CU_MEM_RANGE_ATTRIBUTE_PREFERRED_LOCATION, p, 100));
+	EQ(is, 0);
+	OK(cuMemPrefetchAsync(p, MiB(1), CU_DEVICE_CPU, NULL));
+	OK(cuMemRangeGetAttribute(&is, sizeof is, CU_MEM_RANGE_ATTRIBUTE_LAST_PREFETCH_LOCATION, p, 100));
+	EQ(is, CU_DEVICE_CPU);
+	IS(cuMemPrefetchAsync(p, MiB(3), 0, NULL), CUDA_ERROR_INVALID_VALUE);
+	IS(cuMemAdvise(p, 100, CU_MEM_ADVISE_SET_PREFERRED_LOCATION, 99), CUDA_ERROR_INVALID_DEVICE);
+	OK(cuStreamAttachMemAsync(NULL, p, 0, CU_MEM_ATTACH_GLOBAL));
 	IS(cuMemAllocManaged(&p, 1, 99), CUDA_ERROR_INVALID_VALUE);
 	OK(cuMemFree_v2(p));
 	EQ(my_use(0)->used, used);
