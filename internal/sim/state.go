@@ -189,11 +189,8 @@ type simGpu struct {
 	Pad0                    [48]uint8
 	Facts                   simFacts
 	Pad1                    [8]uint8
-	Lock                    simLock
-	UsedTotal               uint64
-	UsedHigh                uint64
 	MigMode, MigModePending uint32
-	Pad2                    [40]uint8
+	Pad2                    [120]uint8
 	Compute                 simEngine
 	H2d, D2h                simCopyEngine
 	Health                  simHealth

@@ -73,29 +73,39 @@ static bool stale(const struct sim_gpu *gpu, unsigned s)
 	return p->pid == 0 || gpu->use[s].generation != p->generation;
 }
 
-/* Makes used_total again from the slots, dropping what dead owners left. Under both locks. */
-static void recount(struct sim_gpu *gpu)
+/* Slots are taken from the lowest on and keep their generation: behind the first that never had an owner, none had. */
+static unsigned slots_ever(void)
 {
-	uint64_t total = 0;
-	for (unsigned s = 0; s < SIM_MAX_PROCS; s++) {
+	unsigned s = 0;
+	while (s < SIM_MAX_PROCS && __atomic_load_n(&g.ctl->proc[s].generation, __ATOMIC_RELAXED))
+		s++;
+	return s;
+}
+
+/* Drops from a GPU's books what dead owners left. Under ctl.lock: no slot changes hands meanwhile. */
+static void sweep(struct sim_gpu *gpu)
+{
+	for (unsigned s = 0, n = slots_ever(); s < n; s++)
 		if (gpu->use[s].generation && stale(gpu, s))
 			memset(&gpu->use[s], 0, sizeof gpu->use[s]);
-		total += gpu->use[s].used;
-	}
-	__atomic_store_n(&gpu->used_total, total, __ATOMIC_RELAXED);
 }
 
 static void reap_slots(void)
 {
-	for (unsigned s = 0; s < SIM_MAX_PROCS; s++)
+	for (unsigned s = 0, n = slots_ever(); s < n; s++)
 		if (g.ctl->proc[s].pid && !slot_alive(s))
 			g.ctl->proc[s].pid = 0;
-	for (int i = 0; i < g.ndev; i++) {
-		struct sim_gpu *gpu = g.dev[i].gpu;
-		lock_shared(&gpu->lock);
-		recount(gpu);
-		unlock_shared(&gpu->lock);
-	}
+	for (int i = 0; i < g.ndev; i++)
+		sweep(g.dev[i].gpu);
+}
+
+/* A look without locks: is there anything on this GPU's books that a dead process left? */
+static bool anything_left(const struct simdev *d)
+{
+	for (unsigned s = 0, n = slots_ever(); s < n; s++)
+		if (d->gpu->use[s].used && (stale(d->gpu, s) || (s != g.slot && !slot_alive(s))))
+			return true;
+	return false;
 }
 
 void state_reap(void)
@@ -129,12 +139,9 @@ static CUresult take_slot(void)
 			r = CUDA_SUCCESS;
 		}
 	for (int i = 0; i < g.ndev && r == CUDA_SUCCESS; i++) {
-		struct sim_gpu *gpu = g.dev[i].gpu;
-		lock_shared(&gpu->lock);
-		memset(&gpu->use[g.slot], 0, sizeof gpu->use[g.slot]);
-		gpu->use[g.slot].generation = g.generation;
-		unlock_shared(&gpu->lock);
-		g.dev[i].use = &gpu->use[g.slot];
+		struct sim_use *use = g.dev[i].use = &g.dev[i].gpu->use[g.slot];
+		memset(use, 0, sizeof *use);
+		use->generation = g.generation;
 	}
 	unlock_shared(&g.ctl->lock);
 	return r;
@@ -144,71 +151,66 @@ static CUresult take_slot(void)
 
 uint64_t capacity(const struct simdev *d) { return d->gpu->facts.memory_total - d->gpu->facts.memory_reserved; }
 
-static void lock_account(struct sim_gpu *gpu)
+static uint64_t sum_used(const struct sim_gpu *gpu)
 {
-	if (unlikely(lock_shared(&gpu->lock) == EOWNERDEAD)) {
-		uint64_t total = 0;
-		for (unsigned s = 0; s < SIM_MAX_PROCS; s++)
-			total += gpu->use[s].used;
-		gpu->used_total = total;
-	}
+	uint64_t sum = 0;
+	for (unsigned s = 0, n = slots_ever(); s < n; s++)
+		if (!stale(gpu, s))
+			sum += __atomic_load_n(&gpu->use[s].used, __ATOMIC_RELAXED);
+	return sum;
 }
 
-static bool try_charge(struct simdev *d, enum charge what, uint64_t bytes)
+/* Without a lock, so that no death and no preemption holds others up: each process writes its own slot only, first
+ * adds and then looks whether all of it fits. Two that reach for the last bytes at once may both be refused. */
+static bool try_charge(struct simdev *d, uint64_t bytes)
 {
-	struct sim_gpu *gpu = d->gpu;
-	lock_account(gpu);
-	bool ok = bytes <= capacity(d) && gpu->used_total <= capacity(d) - bytes;
-	if (ok) {
-		d->use->used += bytes;
-		gpu->used_total += bytes;
-		if (gpu->used_total > gpu->used_high)
-			gpu->used_high = gpu->used_total;
-		if (what == CHARGE_CONTEXT) {
-			d->use->context += bytes;
-			d->use->contexts++;
-		} else {
-			d->use->allocs++;
-			d->use->managed += what == CHARGE_MANAGED ? bytes : 0;
-		}
-	}
-	unlock_shared(&gpu->lock);
-	return ok;
+	if (bytes > capacity(d))
+		return false;
+	__atomic_fetch_add(&d->use->used, bytes, __ATOMIC_SEQ_CST);
+	if (sum_used(d->gpu) <= capacity(d))
+		return true;
+	__atomic_fetch_sub(&d->use->used, bytes, __ATOMIC_SEQ_CST);
+	return false;
 }
+
+static void add(uint64_t *word, uint64_t n) { __atomic_fetch_add(word, n, __ATOMIC_RELAXED); }
 
 CUresult charge(struct simdev *d, enum charge what, uint64_t bytes)
 {
-	if (likely(try_charge(d, what, bytes)))
-		return CUDA_SUCCESS;
-	state_reap();
-	if (try_charge(d, what, bytes))
-		return CUDA_SUCCESS;
-	__atomic_fetch_add(&d->use->refused, 1, __ATOMIC_RELAXED);
-	return CUDA_ERROR_OUT_OF_MEMORY;
+	if (unlikely(!try_charge(d, bytes))) {
+		state_reap();
+		if (!try_charge(d, bytes)) {
+			add(&d->use->refused, 1);
+			return CUDA_ERROR_OUT_OF_MEMORY;
+		}
+	}
+	if (what == CHARGE_CONTEXT) {
+		add(&d->use->context, bytes);
+		__atomic_fetch_add(&d->use->contexts, 1, __ATOMIC_RELAXED);
+	} else {
+		add(&d->use->allocs, 1);
+		add(&d->use->managed, what == CHARGE_MANAGED ? bytes : 0);
+	}
+	return CUDA_SUCCESS;
 }
 
 void discharge(struct simdev *d, enum charge what, uint64_t bytes)
 {
-	struct sim_gpu *gpu = d->gpu;
-	lock_account(gpu);
-	d->use->used -= bytes;
-	gpu->used_total -= bytes;
+	__atomic_fetch_sub(&d->use->used, bytes, __ATOMIC_SEQ_CST);
 	if (what == CHARGE_CONTEXT) {
-		d->use->context -= bytes;
-		d->use->contexts--;
+		add(&d->use->context, -bytes);
+		__atomic_fetch_sub(&d->use->contexts, 1, __ATOMIC_RELAXED);
 	} else {
-		d->use->frees++;
-		d->use->managed -= what == CHARGE_MANAGED ? bytes : 0;
+		add(&d->use->frees, 1);
+		add(&d->use->managed, what == CHARGE_MANAGED ? -bytes : 0);
 	}
-	unlock_shared(&gpu->lock);
 }
 
 uint64_t free_bytes(struct simdev *d)
 {
-	uint64_t used;
-	if (!g.zero_cost)
+	if (!g.zero_cost && anything_left(d))
 		state_reap();
-	used = __atomic_load_n(&d->gpu->used_total, __ATOMIC_RELAXED);
+	uint64_t used = sum_used(d->gpu);
 	return used < capacity(d) ? capacity(d) - used : 0;
 }
 
@@ -332,7 +334,6 @@ static void adopt_device(int ordinal, struct sim_gpu *gpu)
 	d->node_index = gpu->facts.minor;
 	d->gpu = gpu;
 	d->memfd = -1;
-	make_lock(&gpu->lock);
 	make_lock(&gpu->compute.lock);
 	for (int u = 0; u < UNIT_COUNT; u++) {
 		d->unit[u].dev = d;

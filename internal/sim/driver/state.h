@@ -20,10 +20,11 @@
  * whoever opens nvidiactl in a process that may also use CUDA keeps that descriptor until exit.
  *
  * Slots outlive their owners: a dead owner's numbers stand until someone reaps them. Reap = under ctl.lock,
- * find lock free, clear proc[s].pid, and in each GPU that one can see, under its lock, zero use[s]
- * (total -= used). Who sees only some of the GPUs leaves stale numbers in the others: a reader counts use[s]
- * only if proc[s] is alive and use[s].generation == proc[s].generation, and reaps it otherwise.
- * Lock order: sim_ctl.lock, then sim_gpu.lock, then sim_engine.lock.
+ * find lock free, clear proc[s].pid, and zero use[s] in each GPU that one can see. Who sees only some of the GPUs
+ * leaves stale numbers in the others: a reader counts use[s] only if proc[s] is alive and use[s].generation ==
+ * proc[s].generation, and reaps it otherwise. Slots are taken from the lowest on and proc[s].generation is never
+ * reset, so behind the first slot without one there is nothing to see.
+ * Lock order: sim_ctl.lock, then sim_engine.lock.
  */
 #ifndef KERF_SIM_STATE_H
 #define KERF_SIM_STATE_H
@@ -146,7 +147,8 @@ struct sim_facts {
 	uint8_t  reserved[256];
 };
 
-/* One process's use of this GPU. Written by its owner alone while it lives, under sim_gpu.lock for `used`. */
+/* One process's use of this GPU. Written by its owner alone while it lives, without a lock. What the GPU holds in all
+ * is the sum over the slots that are alive (see above): there is no total that a death could leave wrong. */
 struct sim_use { /* 128 bytes */
 	uint64_t used;          /* bytes of device memory in all, contexts included: what NVML reports */
 	uint64_t context;       /* of it: contexts */
@@ -221,11 +223,8 @@ struct sim_gpu {
 	struct sim_facts facts;
 	uint8_t  pad1[8];
 	/* live */
-	struct sim_lock lock;   /* guards used_total and use[].used */
-	uint64_t used_total;    /* bytes: the sum of use[].used; made again when a holder of the lock dies */
-	uint64_t used_high;
 	uint32_t mig_mode, mig_mode_pending;
-	uint8_t  pad2[40];
+	uint8_t  pad2[120];
 	struct sim_engine compute;
 	struct sim_copy_engine h2d, d2h;
 	struct sim_health health;
