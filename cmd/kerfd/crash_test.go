@@ -155,8 +155,8 @@ func TestCrashStorm(t *testing.T) {
 		wait.Go(func() {
 			out, err := d.sliced(storm, fmt.Sprint(kills), "2", fmt.Sprint(i+1)).CombinedOutput()
 			line := strings.TrimSpace(string(out))
-			var killed, started, operations, waited int
-			if n, _ := fmt.Sscanf(line, "kills %d started %d operations %d wait_us %d", &killed, &started, &operations, &waited); err != nil || n != 4 {
+			var killed, started, operations, waited, control int
+			if n, _ := fmt.Sscanf(line, "kills %d started %d operations %d wait_us %d control_us %d", &killed, &started, &operations, &waited, &control); err != nil || n != 5 {
 				t.Errorf("share %d: %v: %s", i, err, line)
 				return
 			}
@@ -164,8 +164,9 @@ func TestCrashStorm(t *testing.T) {
 			if operations == 0 || started < kills/4 {
 				t.Errorf("share %d: too few storms got under way to show anything: %s", i, line)
 			}
-			if waited > 50_000 {
-				t.Errorf("share %d: a survivor waited %d µs in one call, more than 50 ms", i, waited)
+			// What a process that calls nothing waits here too is the machine's.
+			if waited > 50_000+2*control {
+				t.Errorf("share %d: a survivor waited %d µs in one call, more than 50 ms, and the control only %d µs", i, waited, control)
 			}
 		})
 	}
