@@ -12,7 +12,7 @@ import (
 // TestOldLibc: the simulated libraries load in images as old as CentOS 7, whose glibc is 2.17.
 func TestOldLibc(t *testing.T) {
 	dir := nodetest.SimulatorDir(t)
-	for _, name := range []string{"libnvidia-ml.so.1"} {
+	for _, name := range []string{"libnvidia-ml.so.1", "libcuda.so.1"} {
 		f, err := elf.Open(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
