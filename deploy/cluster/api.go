@@ -36,9 +36,23 @@ func newAPI(l layout, s state) (*api, error) {
 	}}, nil
 }
 
-// do sends a request and returns the answer's body.
+// healthy asks a daemon for its health.
+func (a *api) healthy(ctx context.Context, l layout, s state, d daemon) error {
+	if d.url == "" {
+		return ctr(ctx, l, s, "version")
+	}
+	_, err := a.send(ctx, http.MethodGet, d.url, nil)
+	return err
+}
+
+// do sends a request to the API server and returns the answer's body.
 func (a *api) do(ctx context.Context, method, path string, body []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, a.url+path, bytes.NewReader(body))
+	return a.send(ctx, method, a.url+path, body)
+}
+
+// send sends a request and returns the answer's body.
+func (a *api) send(ctx context.Context, method, url string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

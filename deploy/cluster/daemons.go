@@ -4,11 +4,15 @@ import (
 	"bytes"
 	_ "embed"
 	"fmt"
+	"net"
 	"path/filepath"
 	"text/template"
 )
 
 const nodeName = "kerf"
+
+// kubeletPort is not 10250, where a kubelet that serves the machine listens on every address.
+const kubeletPort = "21250"
 
 // cniPlugins is where Debian puts them.
 const cniPlugins = "/usr/lib/cni"
@@ -17,7 +21,9 @@ const cniPlugins = "/usr/lib/cni"
 type daemon struct {
 	name string
 	argv []string
-	node bool // it runs in the node's mount namespace
+	node bool   // it runs in the node's mount namespace
+	gate bool   // those after it start when it is healthy; the others wait for each other by themselves
+	url  string // of its health; containerd has none, and is asked with ctr
 }
 
 // daemons lists all, in the order of their start.
@@ -25,16 +31,17 @@ func daemons(l layout, s state) []daemon {
 	tls := func(name, cert, key string) []string {
 		return []string{"--" + cert + "=" + l.pki(name+".crt"), "--" + key + "=" + l.pki(name+".key")}
 	}
+	health := func(port string) string { return "https://" + net.JoinHostPort(s.nodeIP(), port) + "/healthz" }
 	ca := l.pki("ca.crt")
 	all := []daemon{
-		{name: "etcd", argv: join(s.Tools+"/etcd",
+		{name: "etcd", gate: true, url: s.etcdURL() + "/health", argv: join(s.Tools+"/etcd",
 			tls("etcd", "cert-file", "key-file"), tls("etcd", "peer-cert-file", "peer-key-file"),
 			"--client-cert-auth", "--trusted-ca-file="+ca, "--peer-client-cert-auth", "--peer-trusted-ca-file="+ca,
 			"--name="+nodeName, "--data-dir="+filepath.Join(l.dir, "etcd"), "--unsafe-no-fsync",
 			"--listen-client-urls="+s.etcdURL(), "--advertise-client-urls="+s.etcdURL(),
 			"--listen-peer-urls="+s.etcdPeer(), "--initial-advertise-peer-urls="+s.etcdPeer(), "--initial-cluster="+nodeName+"="+s.etcdPeer())},
-		{name: "containerd", node: true, argv: join(s.Tools+"/containerd", "--config="+l.conf("containerd.toml"))},
-		{name: "kube-apiserver", argv: join(s.Bin+"/kube-apiserver",
+		{name: "containerd", node: true, gate: true, argv: join(s.Tools+"/containerd", "--config="+l.conf("containerd.toml"))},
+		{name: "kube-apiserver", gate: true, url: s.apiURL() + "/readyz", argv: join(s.Bin+"/kube-apiserver",
 			"--etcd-servers="+s.etcdURL(), "--etcd-cafile="+ca, tls("etcd", "etcd-certfile", "etcd-keyfile"),
 			// The address of the Service kubernetes is the server's own, so that pods reach it without kube-proxy.
 			"--bind-address="+s.apiIP(), "--advertise-address="+s.apiIP(), "--secure-port=443", "--service-cluster-ip-range="+s.svcNet(),
@@ -45,13 +52,15 @@ func daemons(l layout, s state) []daemon {
 			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
 			// Webhooks and aggregated APIs are dialled at their pods: nothing routes Service addresses here.
 			"--enable-aggregator-routing")},
-		{name: "kube-scheduler", argv: join(s.Bin+"/kube-scheduler", "--kubeconfig="+l.pki("scheduler.kubeconfig"),
+		{name: "kube-scheduler", url: health("10259"), argv: join(s.Bin+"/kube-scheduler", "--kubeconfig="+l.pki("scheduler.kubeconfig"),
+			tls("apiserver", "tls-cert-file", "tls-private-key-file"),
 			"--leader-elect=false", "--bind-address="+s.nodeIP())},
-		{name: "kube-controller-manager", argv: join(s.Bin+"/kube-controller-manager", "--kubeconfig="+l.pki("controller-manager.kubeconfig"),
+		{name: "kube-controller-manager", url: health("10257"), argv: join(s.Bin+"/kube-controller-manager", "--kubeconfig="+l.pki("controller-manager.kubeconfig"),
+			tls("apiserver", "tls-cert-file", "tls-private-key-file"),
 			"--leader-elect=false", "--bind-address="+s.nodeIP(), "--use-service-account-credentials",
 			"--service-account-private-key-file="+l.pki("service-account.key"), "--root-ca-file="+ca,
 			tls("ca", "cluster-signing-cert-file", "cluster-signing-key-file"))},
-		{name: "kubelet", node: true, argv: join(s.Bin+"/kubelet", "--config="+l.conf("kubelet.yaml"), "--kubeconfig="+l.pki("kubelet.kubeconfig"),
+		{name: "kubelet", node: true, url: health(kubeletPort), argv: join(s.Bin+"/kubelet", "--config="+l.conf("kubelet.yaml"), "--kubeconfig="+l.pki("kubelet.kubeconfig"),
 			"--hostname-override="+nodeName, "--node-ip="+s.nodeIP())},
 	}
 	for i, d := range all {
@@ -88,7 +97,7 @@ var (
 // configuration renders the files of the daemons, by path.
 func configuration(l layout, s state) (map[string][]byte, error) {
 	values := map[string]string{
-		"CA": l.pki("ca.crt"), "Cert": l.pki("kubelet.crt"), "Key": l.pki("kubelet.key"), "NodeIP": s.nodeIP(), "PodNet": s.podNet(),
+		"CA": l.pki("ca.crt"), "Cert": l.pki("kubelet.crt"), "Key": l.pki("kubelet.key"), "NodeIP": s.nodeIP(), "Port": kubeletPort, "PodNet": s.podNet(),
 		"Link": s.link(), "Cgroup": "/" + s.cgroup(), "Pause": pauseImage, "Plugins": cniPlugins,
 	}
 	files := map[string][]byte{}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,28 +127,29 @@ func startAll(ctx context.Context, l layout, s state) error {
 	if err != nil {
 		return err
 	}
-	w := waiter{l, make(chan ended, len(daemons(l, s)))}
-	// What must be true before the next daemon starts. The others wait for each other by themselves.
-	after := map[string]func(context.Context) error{
-		"containerd": func(ctx context.Context) error {
-			return w.until(ctx, "containerd's socket", func() error { return dial(l.containerd()) })
-		},
-		"kube-apiserver": func(ctx context.Context) error {
-			// The API server starts for seconds: the images go in meanwhile.
-			if err := importOwn(ctx, l, s); err != nil {
-				return err
-			}
-			return w.until(ctx, "the API server", func() error { _, err := server.do(ctx, "GET", "/readyz", nil); return err })
-		},
+	all := daemons(l, s)
+	w := waiter{l, make(chan ended, len(all))}
+	healthy := func(d daemon) error {
+		return w.until(ctx, d.name, func() error { return server.healthy(ctx, l, s, d) })
 	}
-	for _, d := range daemons(l, s) {
+	for _, d := range all {
 		if err := start(l, d, w.ends); err != nil {
 			return err
 		}
-		if wait := after[d.name]; wait != nil {
-			if err := wait(ctx); err != nil {
+		if d.name == "kube-apiserver" { // it starts for seconds: the images go in meanwhile
+			if err := importOwn(ctx, l, s); err != nil {
 				return err
 			}
+		}
+		if d.gate {
+			if err := healthy(d); err != nil {
+				return err
+			}
+		}
+	}
+	for _, d := range all {
+		if err := healthy(d); err != nil {
+			return err
 		}
 	}
 	if err := w.until(ctx, "node "+nodeName, func() error { return nodeReady(ctx, server) }); err != nil {
@@ -172,14 +172,6 @@ func nodeReady(ctx context.Context, server *api) error {
 		return fmt.Errorf("condition Ready is %s: %s", ready.Status, ready.Message)
 	}
 	return nil
-}
-
-func dial(socket string) error {
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
 }
 
 // waiter waits for conditions while all daemons must live.
@@ -232,21 +224,35 @@ func restartVerb(ctx context.Context, args []string) error {
 		return err
 	}
 	for _, d := range daemons(l, s) {
-		if d.name != f.Arg(0) {
-			continue
+		if d.name == f.Arg(0) {
+			return restart(ctx, l, s, d)
 		}
-		r, found, err := readRecord(l.proc(d.name))
-		if err != nil {
-			return err
-		}
-		if found {
-			if err := r.kill(ctx); err != nil {
-				return err
-			}
-		}
-		return start(l, d, make(chan ended, 1))
 	}
 	return usageError{fmt.Errorf("restart: no daemon is called %q; see %s", f.Arg(0), filepath.Join(l.dir, "proc"))}
+}
+
+// restart kills a daemon, starts it again, and waits until it is healthy.
+func restart(ctx context.Context, l layout, s state, d daemon) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyWithin, fmt.Errorf("not healthy within %s", readyWithin))
+	defer cancel()
+	server, err := newAPI(l, s)
+	if err != nil {
+		return err
+	}
+	r, found, err := readRecord(l.proc(d.name))
+	if err != nil {
+		return err
+	}
+	if found {
+		if err := r.kill(ctx); err != nil {
+			return err
+		}
+	}
+	w := waiter{l, make(chan ended, 1)}
+	if err := start(l, d, w.ends); err != nil {
+		return err
+	}
+	return w.until(ctx, d.name, func() error { return server.healthy(ctx, l, s, d) })
 }
 
 func kubectlVerb(_ context.Context, args []string) error {
@@ -270,7 +276,7 @@ func kubectlVerb(_ context.Context, args []string) error {
 func ctr(ctx context.Context, l layout, s state, args ...string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.Tools, "ctr"), append([]string{"--address", l.containerd(), "--namespace", "k8s.io"}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("ctr %s: %w: %s", args[0]+" "+args[1], err, lastLine(out))
+		return fmt.Errorf("ctr %s: %w: %s", args[0], err, lastLine(out))
 	}
 	return nil
 }
