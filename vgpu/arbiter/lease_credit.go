@@ -1,0 +1,186 @@
+package arbiter
+
+import (
+	"slices"
+	"time"
+
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// whole is all the time of a GPU, as a rate. Rates are integers so that every machine decides the same.
+const whole = 1_000_000
+
+// longest bounds what is counted in one go: rates times longer times would not fit an int64.
+const longest = time.Hour
+
+// pass brings the books to a later moment, by what was true until then.
+func (s *step) pass(now time.Duration) {
+	dt := min(now-s.clock, longest)
+	s.clock = now
+	if dt == 0 {
+		return
+	}
+	for i, rate := range s.rates() {
+		t := &s.tenants[i]
+		cost := s.cost(t, dt)
+		t.credit += time.Duration(int64(dt)*rate/whole) - cost
+		t.allowance += dt*time.Duration(t.Cores)/100 - cost
+		if t.occupies() && t.working() {
+			t.used = now
+		}
+	}
+	s.level()
+}
+
+// cost is what a tenant pays for dt. The driver gives equal slices to all who have work on a GPU.
+func (s *step) cost(t *tenancy, dt time.Duration) time.Duration {
+	if !t.occupies() {
+		return 0
+	}
+	most := 1
+	for _, g := range t.GPUs {
+		n := 0
+		for i := range s.tenants {
+			if s.tenants[i].occupies() && s.tenants[i].gpus.has(g) {
+				n++
+			}
+		}
+		most = max(most, n)
+	}
+	return dt / time.Duration(most)
+}
+
+// earns says whose books move. Who sleeps with debts goes on paying them, or sleeping would be a way around them.
+func (t *tenancy) earns() bool { return t.busy() || t.occupies() || t.credit < 0 }
+
+// rates is the part of the time that is due to each tenant now, by rank, and by weight within a rank. A gang is bound by the
+// most wanted of its GPUs; what it so leaves on the others is for the rest there.
+func (s *step) rates() []int64 {
+	rates := make([]int64, len(s.tenants))
+	room := make([]int64, len(s.rules.Memory))
+	for g := range room {
+		room[g] = whole
+	}
+	for rank := range 2 * len(share.Classes) {
+		var open []int
+		for i := range s.tenants {
+			if t := &s.tenants[i]; t.rank() == rank && t.earns() {
+				open = append(open, i)
+			}
+		}
+		s.fill(rates, room, open)
+	}
+	return rates
+}
+
+// ratio is room for each unit of weight.
+type ratio struct{ room, weight int64 }
+
+func (r ratio) less(than ratio) bool { return r.room*than.weight < than.room*r.weight }
+
+// fill raises the rates of the open tenants together until each is bound by a full GPU or its own limit.
+func (s *step) fill(rates, room []int64, open []int) {
+	for len(open) > 0 {
+		weight := make([]int64, len(room))
+		for _, i := range open {
+			for _, g := range s.tenants[i].GPUs {
+				weight[g] += s.tenants[i].weight()
+			}
+		}
+		bound := func(i int) ratio { return s.tenants[i].bound(room, weight) }
+		lowest := bound(open[0])
+		for _, i := range open[1:] {
+			if r := bound(i); r.less(lowest) {
+				lowest = r
+			}
+		}
+		before := slices.Clone(room)
+		open = slices.DeleteFunc(open, func(i int) bool {
+			t := &s.tenants[i]
+			if lowest.less(t.bound(before, weight)) {
+				return false
+			}
+			rates[i] = lowest.room * t.weight() / lowest.weight
+			for _, g := range t.GPUs {
+				room[g] -= min(rates[i], room[g])
+			}
+			return true
+		})
+	}
+}
+
+func (t *tenancy) bound(room, weight []int64) ratio {
+	lowest := ratio{whole, 1}
+	if t.capped() {
+		lowest = ratio{whole / 100 * int64(t.Cores), t.weight()}
+	}
+	for _, g := range t.GPUs {
+		if r := (ratio{room[g], weight[g]}); r.less(lowest) {
+			lowest = r
+		}
+	}
+	return lowest
+}
+
+// level moves the credit of all who compete with each other up or down together, until somebody among them is even. Only
+// differences count, and a tenant that joins must find itself among the others, not far below or above them: GPUs that
+// stand still while memory moves or a gang assembles give everybody credit, and caps that add up to less than a GPU debt.
+func (s *step) level() {
+	seen := make([]bool, len(s.tenants))
+	for i := range s.tenants {
+		if t := &s.tenants[i]; !seen[i] && t.earns() {
+			s.levelGroup(s.rivals(i, seen))
+		}
+	}
+	for i := range s.tenants {
+		t := &s.tenants[i]
+		if !t.busy() {
+			t.credit = min(t.credit, 0)
+		}
+		t.credit = min(max(t.credit, -s.rules.MaxDebt), s.rules.MaxDebt)
+		// What was saved while waiting may be used; what was saved while idle would be a burst above the cap.
+		most := s.portion(t)
+		if t.busy() {
+			most = 2 * s.rules.Lease
+		}
+		t.allowance = min(max(t.allowance, -s.rules.MaxDebt), most)
+		if !t.capped() {
+			t.allowance = most
+		}
+		t.resting = t.capped() && (t.allowance <= 0 || t.resting && t.allowance < s.portion(t))
+	}
+}
+
+// portion is the allowance with which a capped tenant begins: it lasts for a lease, since it earns while it spends.
+func (s *step) portion(t *tenancy) time.Duration {
+	return s.rules.Lease * time.Duration(100-t.Cores) / 100
+}
+
+func (s *step) levelGroup(group []*tenancy) {
+	low, high := group[0].credit, group[0].credit
+	for _, t := range group[1:] {
+		low, high = min(low, t.credit), max(high, t.credit)
+	}
+	shift := min(0, -low) + max(0, -high)
+	for _, t := range group {
+		t.credit += shift
+	}
+}
+
+// rivals is everyone of a tenant's rank who earns on its GPUs, or on theirs, and so on.
+func (s *step) rivals(first int, seen []bool) (group []*tenancy) {
+	gpus, rank := s.tenants[first].gpus, s.tenants[first].rank()
+	for grown := true; grown; {
+		grown = false
+		for i := range s.tenants {
+			t := &s.tenants[i]
+			if seen[i] || !t.earns() || t.rank() != rank || !t.gpus.overlaps(gpus) {
+				continue
+			}
+			seen[i], grown = true, true
+			gpus |= t.gpus
+			group = append(group, t)
+		}
+	}
+	return group
+}

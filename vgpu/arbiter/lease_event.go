@@ -1,0 +1,243 @@
+package arbiter
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+)
+
+// LeaseEvent is something that happened. Events that speak of a tenant or a process that is gone are refused, and change
+// nothing: reports and deaths cross on their way.
+type LeaseEvent interface{ apply(s *step) error }
+
+type (
+	// TenantJoined: a share is in force, without processes yet.
+	TenantJoined struct{ Tenant LeaseTenant }
+
+	// TenantChanged: weight, limits or class are others now. It joined before.
+	TenantChanged struct{ Tenant LeaseTenant }
+
+	// TenantLeft: the share has ended, and whatever it had.
+	TenantLeft struct{ Tenant string }
+
+	// ProcessJoined: a process attached to the share. Its gate is the share's.
+	ProcessJoined struct {
+		Tenant  string
+		Process int
+	}
+
+	// ProcessEnded: it died, left or called exec. Its work and memory are gone.
+	ProcessEnded struct {
+		Tenant  string
+		Process int
+	}
+
+	// WorkBegan: it waits at a closed gate, or was seen to submit through an open one.
+	WorkBegan struct {
+		Tenant  string
+		Process int
+	}
+
+	// WorkEnded: it has submitted nothing for a while, and all that it submitted is done.
+	WorkEnded struct {
+		Tenant  string
+		Process int
+	}
+
+	// Drained answers StartDrain: the work of the process ended at At, which may be before its gate shut.
+	Drained struct {
+		Tenant  string
+		Process int
+		Lease   uint64
+		At      time.Duration
+	}
+
+	// TimerFired: the time of SetTimer has come.
+	TimerFired struct{}
+
+	// MemoryAsked: the process wants to allocate. BringIn answers it once there is room, or Refuse if there never can be.
+	MemoryAsked struct {
+		Tenant  string
+		Process int
+		GPU     int
+		Bytes   node.Bytes
+	}
+
+	// MemoryFreed: bytes of a process are no more. Absent says that they were swapped out.
+	MemoryFreed struct {
+		Tenant  string
+		Process int
+		GPU     int
+		Bytes   node.Bytes
+		Absent  bool
+	}
+
+	// Swapped answers Evict (Out) or BringIn, perhaps in parts: each part that is out makes room at once.
+	Swapped struct {
+		Tenant  string
+		Process int
+		GPU     int
+		Bytes   node.Bytes
+		Out     bool
+	}
+)
+
+func (e TenantJoined) apply(s *step) error {
+	if _, err := s.find(e.Tenant.ID); err == nil {
+		return fmt.Errorf("tenant %q: has joined before", e.Tenant.ID)
+	}
+	if err := s.admit(e.Tenant); err != nil {
+		return err
+	}
+	t := tenancy{LeaseTenant: e.Tenant, gpus: setOf(e.Tenant.GPUs), since: s.clock}
+	t.allowance = s.portion(&t)
+	at, _ := slices.BinarySearchFunc(s.tenants, t.ID, func(t tenancy, id string) int { return cmp.Compare(t.ID, id) })
+	s.tenants = slices.Insert(s.tenants, at, t)
+	return nil
+}
+
+func (e TenantChanged) apply(s *step) error {
+	t, err := s.find(e.Tenant.ID)
+	if err != nil {
+		return err
+	}
+	if setOf(e.Tenant.GPUs) != t.gpus {
+		return fmt.Errorf("tenant %q, GPUs %v: %w", t.ID, e.Tenant.GPUs, errGroup)
+	}
+	if err := s.admit(e.Tenant); err != nil {
+		return err
+	}
+	t.LeaseTenant = e.Tenant
+	t.resting = t.resting && t.capped()
+	return nil
+}
+
+func (e TenantLeft) apply(s *step) error {
+	t, err := s.find(e.Tenant)
+	if err != nil {
+		return err
+	}
+	if t.phase == running {
+		s.decide(CloseGate{Tenant: t.ID})
+	}
+	s.tenants = slices.DeleteFunc(s.tenants, func(t tenancy) bool { return t.ID == e.Tenant })
+	return nil
+}
+
+func (e ProcessJoined) apply(s *step) error {
+	t, err := s.find(e.Tenant)
+	if err != nil {
+		return err
+	}
+	if t.process(e.Process) != nil {
+		return fmt.Errorf("process %d of tenant %q: has joined before", e.Process, e.Tenant)
+	}
+	// The gate is shut during a drain, so that a new process has nothing to drain.
+	t.processes = append(t.processes, process{id: e.Process, drained: true, memory: make([]pages, len(s.rules.Memory))})
+	return nil
+}
+
+func (e ProcessEnded) apply(s *step) error {
+	t, _, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	wasBusy := t.busy()
+	t.processes = slices.DeleteFunc(t.processes, func(p process) bool { return p.id == e.Process })
+	s.rested(t, wasBusy)
+	s.endDrain(t)
+	return nil
+}
+
+func (e WorkBegan) apply(s *step) error {
+	t, p, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	if !t.busy() && t.phase == closed {
+		t.since = s.clock
+	}
+	p.working = true
+	return nil
+}
+
+func (e WorkEnded) apply(s *step) error {
+	t, p, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	wasBusy := t.busy()
+	p.working = false
+	s.rested(t, wasBusy)
+	return nil
+}
+
+func (e Drained) apply(s *step) error {
+	t, p, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	if e.Lease != t.lease || (t.phase != draining && t.phase != straggling) {
+		return fmt.Errorf("drained report of tenant %q for lease %d: that is not being drained; it came late", e.Tenant, e.Lease)
+	}
+	p.drained = true
+	t.ended = max(t.ended, min(e.At, s.clock))
+	s.endDrain(t)
+	return nil
+}
+
+func (TimerFired) apply(s *step) error {
+	s.timer = 0
+	return nil
+}
+
+func (e MemoryAsked) apply(s *step) error {
+	t, p, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	if !t.gpus.has(e.GPU) {
+		return fmt.Errorf("GPU %d: not one of tenant %q, which has %v", e.GPU, t.ID, t.GPUs)
+	}
+	if room, total := s.roomFor(t.LeaseTenant, e.GPU), t.on(e.GPU).total; e.Bytes > room-min(total, room) {
+		return fmt.Errorf("memory %s: tenant %q has %s on GPU %d, and beside what others keep resident there is room for %s; free some, or lower their minResident",
+			e.Bytes, t.ID, total, e.GPU, room)
+	}
+	if !t.busy() && t.phase == closed {
+		t.since = s.clock
+	}
+	p.memory[e.GPU].total += e.Bytes
+	t.asking = true
+	return nil
+}
+
+func (e MemoryFreed) apply(s *step) error {
+	t, p, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	if !t.gpus.has(e.GPU) {
+		return fmt.Errorf("GPU %d: not one of tenant %q, which has %v", e.GPU, t.ID, t.GPUs)
+	}
+	p.memory[e.GPU].free(e.Bytes, e.Absent)
+	return nil
+}
+
+func (e Swapped) apply(s *step) error {
+	t, p, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	if !t.gpus.has(e.GPU) {
+		return fmt.Errorf("GPU %d: not one of tenant %q, which has %v", e.GPU, t.ID, t.GPUs)
+	}
+	p.memory[e.GPU].swapped(e.Bytes, e.Out)
+	if t.stuck && !t.moving() {
+		t.stuck = false
+		s.decide(Mark{Tenant: t.ID, NonYielding: false})
+	}
+	return nil
+}

@@ -1,0 +1,279 @@
+package arbiter
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// admit refuses a tenant that could never run, or beside which another could not.
+func (s *step) admit(t LeaseTenant) error {
+	if err := s.check(t); err != nil {
+		return err
+	}
+	for _, g := range t.GPUs {
+		if room := s.roomFor(t, g); t.MinResident > room {
+			return fmt.Errorf("tenant %q, minResident %s: GPU %d has %s, of which the others leave %s; ask for less", t.ID, t.MinResident, g, s.rules.Memory[g], room)
+		}
+		for i := range s.tenants {
+			o := &s.tenants[i]
+			if o.ID == t.ID {
+				continue
+			}
+			rest := s.roomFor(o.LeaseTenant, g) + s.minOf(t.ID, g)
+			if total := o.on(g).total; total > rest-min(t.MinResident, rest) {
+				return fmt.Errorf("tenant %q, minResident %s: tenant %q has %s on GPU %d and would never be in again; ask for less", t.ID, t.MinResident, o.ID, total, g)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *step) check(t LeaseTenant) error {
+	switch {
+	case t.ID == "":
+		return fmt.Errorf("tenant %q: has no name", t.ID)
+	case len(t.GPUs) == 0:
+		return fmt.Errorf("tenant %q: has no GPU; name at least one", t.ID)
+	case !slices.Contains(share.Classes, t.Class):
+		return fmt.Errorf("tenant %q, class %q: not known; use guaranteed, burstable or besteffort", t.ID, t.Class)
+	case t.Cores.Validate() != nil:
+		return fmt.Errorf("tenant %q: cores: %w", t.ID, t.Cores.Validate())
+	case t.Capped && t.Cores == 0:
+		return fmt.Errorf("tenant %q, cores 0 with burst: false: it would never run; ask for cores, or let it burst", t.ID)
+	}
+	for i, g := range t.GPUs {
+		if g < 0 || g >= len(s.rules.Memory) {
+			return fmt.Errorf("tenant %q, GPU %d: there are %d, counted from 0", t.ID, g, len(s.rules.Memory))
+		}
+		if slices.Contains(t.GPUs[:i], g) {
+			return fmt.Errorf("tenant %q, GPU %d: named twice", t.ID, g)
+		}
+	}
+	return nil
+}
+
+// roomFor is what the others' minResident leaves to a tenant.
+func (s *step) roomFor(t LeaseTenant, gpu int) node.Bytes {
+	room := s.rules.Memory[gpu]
+	for i := range s.tenants {
+		if o := s.tenants[i].ID; o != t.ID {
+			room -= min(room, s.minOf(o, gpu))
+		}
+	}
+	return room
+}
+
+func (s *step) minOf(id string, gpu int) node.Bytes {
+	if t, err := s.find(id); err == nil && t.gpus.has(gpu) {
+		return t.MinResident
+	}
+	return 0
+}
+
+// settleMemory brings in what a tenant lacks, or goes on doing so.
+func (s *step) settleMemory(w *tenancy) {
+	if w.arriving && (!w.busy() || w.stuck) {
+		w.arriving = false // what is on its way still arrives
+	}
+	if !w.busy() || w.stuck || w.complete() {
+		return
+	}
+	if !w.arriving {
+		if !s.fitsNow(w) && !s.mayArrive(w) {
+			return
+		}
+		w.arriving, w.departed = true, s.clock
+	}
+	for _, g := range w.GPUs {
+		s.makeRoom(w, g)
+		s.bringIn(w, g)
+	}
+	if !w.moving() && !s.roomIsComing(w) {
+		w.arriving = false // who was to make room no longer does; let somebody else try
+	}
+}
+
+func (s *step) free(gpu int) node.Bytes {
+	free := s.rules.Memory[gpu]
+	for i := range s.tenants {
+		on := s.tenants[i].on(gpu)
+		free -= min(free, on.resident+on.in)
+	}
+	return free
+}
+
+// coming is what others are moving out. Of those who are stuck nothing is expected.
+func (s *step) coming(w *tenancy, gpu int) (bytes node.Bytes) {
+	for i := range s.tenants {
+		if t := &s.tenants[i]; t != w && !t.stuck {
+			bytes += t.on(gpu).out
+		}
+	}
+	return bytes
+}
+
+func (s *step) roomIsComing(w *tenancy) bool {
+	return slices.ContainsFunc(w.GPUs, func(g int) bool { return s.coming(w, g) > 0 })
+}
+
+func (s *step) fitsNow(w *tenancy) bool {
+	return !slices.ContainsFunc(w.GPUs, func(g int) bool { on := w.on(g); return on.absent() > s.free(g) })
+}
+
+// short is what w lacks on a GPU beyond what is free or will be.
+func (s *step) short(w *tenancy, gpu int) node.Bytes {
+	on := w.on(gpu)
+	have := s.free(gpu) + s.coming(w, gpu)
+	return on.absent() - min(on.absent(), have)
+}
+
+// mayArrive is admission: one tenant at a time moves in over others, and only if they can make all the room that it needs.
+// Two who moved in together by halves would each wait for the other's.
+func (s *step) mayArrive(w *tenancy) bool {
+	for i := range s.tenants {
+		if o := &s.tenants[i]; o != w && o.arriving && o.gpus.overlaps(w.gpus) {
+			return false
+		}
+	}
+	enough, ending := true, []*tenancy(nil)
+	for _, g := range w.GPUs {
+		short := s.short(w, g)
+		for _, v := range s.victims(w, g) {
+			if v.phase != closed && short > 0 {
+				enough = false
+				ending = append(ending, v)
+			}
+			short -= min(short, v.evictable(g))
+		}
+		if short > 0 {
+			return false
+		}
+	}
+	for _, v := range ending {
+		s.end(v)
+	}
+	return enough
+}
+
+// victims are those whose memory may leave for w: by class, then by when they were last used; before them those whose work need not stop for it.
+func (s *step) victims(w *tenancy, gpu int) (victims []*tenancy) {
+	for i := range s.tenants {
+		if v := &s.tenants[i]; v != w && v.evictable(gpu) > 0 && s.mayEvict(w, v) {
+			victims = append(victims, v)
+		}
+	}
+	slices.SortStableFunc(victims, func(a, b *tenancy) int {
+		return cmp.Or(
+			cmp.Compare(disturbed(a), disturbed(b)),
+			cmp.Compare(slices.Index(share.Classes, b.Class), slices.Index(share.Classes, a.Class)),
+			cmp.Compare(a.used, b.used),
+		)
+	})
+	return victims
+}
+
+func disturbed(v *tenancy) int {
+	if v.holds() && v.working() {
+		return 1
+	}
+	return 0
+}
+
+func (s *step) mayEvict(w, v *tenancy) bool {
+	if v.stuck || v.arriving || v.phase == straggling || (v.holds() && !s.yields(v, w)) {
+		return false
+	}
+	return !v.busy() || w.rank() < v.rank() || (v.stay <= s.clock && before(w, v))
+}
+
+func (t *tenancy) evictable(gpu int) node.Bytes {
+	on := t.on(gpu)
+	staying := on.resident - on.out
+	return staying - min(staying, t.MinResident)
+}
+
+// makeRoom evicts just enough.
+func (s *step) makeRoom(w *tenancy, gpu int) {
+	short := s.short(w, gpu)
+	for _, v := range s.victims(w, gpu) {
+		if v.phase != closed {
+			continue
+		}
+		bytes := min(short, v.evictable(gpu))
+		short -= bytes
+		s.evict(v, gpu, bytes)
+	}
+}
+
+func (s *step) evict(v *tenancy, gpu int, bytes node.Bytes) {
+	for i := range v.processes {
+		p := &v.processes[i]
+		m := &p.memory[gpu]
+		part := min(bytes, m.resident-m.out)
+		if part == 0 {
+			continue
+		}
+		bytes -= part
+		m.out += part
+		m.patience = s.clock + s.rules.SwapTimeout
+		s.decide(Evict{v.ID, p.id, gpu, part})
+	}
+}
+
+// bringIn uses the room that is free now, and so runs beside the eviction of the rest.
+func (s *step) bringIn(w *tenancy, gpu int) {
+	free := s.free(gpu)
+	for i := range w.processes {
+		p := &w.processes[i]
+		m := &p.memory[gpu]
+		part := min(free, m.absent())
+		if part == 0 {
+			continue
+		}
+		free -= part
+		m.in += part
+		m.patience = s.clock + s.rules.SwapTimeout
+		s.decide(BringIn{w.ID, p.id, gpu, part})
+	}
+}
+
+// arrived starts the stay of those all of whose memory is in now, and forgets what they waited for: it came, or it died.
+func (s *step) arrived() {
+	for i := range s.tenants {
+		t := &s.tenants[i]
+		if !t.asking && !t.arriving || !t.complete() {
+			continue
+		}
+		wasBusy := t.busy()
+		if t.arriving {
+			t.stay = s.clock + stayFactor*(s.clock-t.departed)
+		}
+		t.asking, t.arriving = false, false
+		s.rested(t, wasBusy)
+	}
+}
+
+// dueMemory is when memory has moved for too long, and when the stay of those ends who are in somebody's way.
+func (s *step) dueMemory(t *tenancy, due func(time.Duration)) {
+	if !t.stuck {
+		t.anyPages(func(p *pages) bool {
+			if p.patience > 0 {
+				due(p.patience)
+			}
+			return false
+		})
+	}
+	if t.stay <= s.clock {
+		return
+	}
+	for i := range s.tenants {
+		if o := &s.tenants[i]; o != t && o.busy() && !o.complete() && o.gpus.overlaps(t.gpus) {
+			due(t.stay)
+		}
+	}
+}

@@ -1,0 +1,391 @@
+package arbiter
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+const ms = time.Millisecond
+
+// bin is the grain in which GPU time is recorded.
+const bin = 10 * ms
+
+// machine is a model of GPUs and of the processes that use them. It carries out decisions, answers them late, and keeps
+// its own account of who used a GPU when.
+type machine struct {
+	t      testing.TB
+	rng    *rand.Rand
+	leases Leases
+	now    time.Duration
+	timer  time.Duration
+	queue  calendar
+	steps  int
+	guests []*guest // in the order in which they joined
+}
+
+// guest is a tenant's container in the model. Its processes launch one kernel after another, in turns.
+type guest struct {
+	LeaseTenant
+	pids    []int
+	next    int // whose turn it is
+	kernel  func(*rand.Rand) time.Duration
+	working bool
+	frozen  bool // answers nothing
+	open    bool
+	marked  bool
+	pid     int           // whose kernel runs, 0: none does
+	start   time.Duration // of the kernel
+	end     time.Duration
+	waiting time.Duration // since when it has had work and a shut gate
+	longest time.Duration // that it waited
+	opens   int
+	busy    []time.Duration // by bin
+}
+
+type alarm struct {
+	at  time.Duration
+	seq int
+	do  func()
+}
+
+// calendar is what will happen, the earliest first.
+type calendar struct {
+	alarms []alarm
+	seq    int
+}
+
+func (c *calendar) Len() int { return len(c.alarms) }
+func (c *calendar) Less(i, j int) bool {
+	a, b := c.alarms[i], c.alarms[j]
+	return a.at < b.at || a.at == b.at && a.seq < b.seq
+}
+func (c *calendar) Swap(i, j int) { c.alarms[i], c.alarms[j] = c.alarms[j], c.alarms[i] }
+func (c *calendar) Push(x any)    { c.alarms = append(c.alarms, x.(alarm)) }
+func (c *calendar) Pop() any {
+	last := c.alarms[len(c.alarms)-1]
+	c.alarms = c.alarms[:len(c.alarms)-1]
+	return last
+}
+
+func newMachine(t testing.TB, seed uint64, rules LeaseRules) *machine {
+	t.Helper()
+	leases, err := NewLeases(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &machine{t: t, rng: rand.New(rand.NewPCG(seed, 1)), leases: leases, now: time.Second}
+}
+
+func (m *machine) after(d time.Duration, do func()) {
+	m.queue.seq++
+	heap.Push(&m.queue, alarm{m.now + max(d, 0), m.queue.seq, do})
+}
+
+// run lets time pass.
+func (m *machine) run(d time.Duration) {
+	for until := m.now + d; ; {
+		at := until
+		if len(m.queue.alarms) > 0 {
+			at = min(at, m.queue.alarms[0].at)
+		}
+		switch {
+		case m.timer > 0 && m.timer <= at:
+			m.now, m.timer = max(m.now, m.timer), 0
+			m.step(TimerFired{})
+		case len(m.queue.alarms) > 0 && at == m.queue.alarms[0].at && at <= until:
+			m.now = at
+			heap.Pop(&m.queue).(alarm).do()
+		default:
+			m.now = until
+			return
+		}
+	}
+}
+
+func (m *machine) step(e LeaseEvent) []Decision {
+	next, decisions := Step(m.leases, e, m.now)
+	m.steps++
+	m.check(e, next, decisions)
+	m.leases = next
+	for _, d := range decisions {
+		m.carryOut(d)
+	}
+	return decisions
+}
+
+func (m *machine) guest(id string) *guest {
+	for _, g := range m.guests {
+		if g.ID == id {
+			return g
+		}
+	}
+	return nil
+}
+
+func (m *machine) join(tenant LeaseTenant, kernel func(*rand.Rand) time.Duration, pids ...int) *guest {
+	g := &guest{LeaseTenant: tenant, kernel: kernel}
+	m.guests = append(m.guests, g)
+	m.step(TenantJoined{tenant})
+	if _, err := m.leases.find(tenant.ID); err != nil {
+		m.guests = m.guests[:len(m.guests)-1]
+		return nil
+	}
+	for _, pid := range pids {
+		m.attach(g, pid)
+	}
+	return g
+}
+
+func (m *machine) attach(g *guest, pid int) {
+	g.pids = append(g.pids, pid)
+	m.step(ProcessJoined{g.ID, pid})
+	if g.working {
+		m.step(WorkBegan{g.ID, pid})
+	}
+}
+
+func (m *machine) kill(g *guest, pid int) {
+	g.pids = slices.DeleteFunc(g.pids, func(p int) bool { return p == pid })
+	if g.pid == pid {
+		m.record(g, m.now)
+		g.pid = 0
+	}
+	m.step(ProcessEnded{g.ID, pid})
+	m.launch(g)
+}
+
+func (m *machine) leave(g *guest) {
+	m.guests = slices.DeleteFunc(m.guests, func(o *guest) bool { return o == g })
+	m.step(TenantLeft{g.ID})
+	g.pids, g.pid = nil, 0
+}
+
+func (m *machine) work(g *guest, on bool) {
+	if g.working == on || (!on && g.pid != 0) {
+		return
+	}
+	g.working = on
+	if !g.open {
+		g.waiting = m.now
+	}
+	for _, pid := range g.pids {
+		if on {
+			m.step(WorkBegan{g.ID, pid})
+		} else {
+			m.step(WorkEnded{g.ID, pid})
+		}
+	}
+	m.launch(g)
+}
+
+// launch starts a guest's next kernel if it can.
+func (m *machine) launch(g *guest) {
+	if !g.open || !g.working || g.pid != 0 || len(g.pids) == 0 {
+		return
+	}
+	m.exclusive(g)
+	pid := g.pids[g.next%len(g.pids)]
+	g.next++
+	length := g.kernel(m.rng)
+	g.pid, g.start, g.end = pid, m.now, m.now+length
+	m.after(length, func() {
+		if g.pid == pid && g.end == m.now {
+			m.record(g, m.now)
+			g.pid = 0
+			m.launch(g)
+		}
+	})
+}
+
+// exclusive checks what leases are for.
+func (m *machine) exclusive(g *guest) {
+	for _, o := range m.guests {
+		if o != g && o.pid != 0 && !o.marked && setOf(o.GPUs).overlaps(setOf(g.GPUs)) {
+			m.t.Fatalf("at %s: %s launches while a kernel of %s runs", m.now, g.ID, o.ID)
+		}
+	}
+}
+
+// record books the kernel that ran until end.
+func (m *machine) record(g *guest, end time.Duration) {
+	for at := g.start; at < end; {
+		for len(g.busy) <= int(at/bin) {
+			g.busy = append(g.busy, 0)
+		}
+		part := min(end, (at/bin+1)*bin) - at
+		g.busy[at/bin] += part
+		at += part
+	}
+}
+
+// used is a guest's GPU time between two moments.
+func (g *guest) used(from, to time.Duration) (sum time.Duration) {
+	for i := from / bin; i < to/bin && int(i) < len(g.busy); i++ {
+		sum += g.busy[i]
+	}
+	return sum
+}
+
+func (m *machine) carryOut(d Decision) {
+	switch d := d.(type) {
+	case SetTimer:
+		m.timer = d.At
+	case OpenGate:
+		g := m.guest(d.Tenant)
+		g.open = true
+		g.opens++
+		if g.working {
+			g.longest = max(g.longest, m.now-g.waiting)
+		}
+		m.after(0, func() { m.launch(g) })
+	case CloseGate:
+		if g := m.guest(d.Tenant); g != nil {
+			g.open, g.waiting = false, m.now
+		}
+	case StartDrain:
+		m.drain(m.guest(d.Tenant), d.Lease)
+	case Mark:
+		m.guest(d.Tenant).marked = d.NonYielding
+	case Evict:
+		m.move(m.guest(d.Tenant), d.Process, d.GPU, d.Bytes, true)
+	case BringIn:
+		m.move(m.guest(d.Tenant), d.Process, d.GPU, d.Bytes, false)
+	}
+}
+
+func (m *machine) drain(g *guest, lease uint64) {
+	for _, pid := range g.pids {
+		end := m.now
+		if g.pid == pid {
+			end = g.end
+		}
+		way := 50*time.Microsecond + time.Duration(m.rng.Int64N(int64(100*time.Microsecond)))
+		m.after(end-m.now+way, func() { m.answer(g, pid, Drained{g.ID, pid, lease, end}) })
+	}
+}
+
+// answer reports something unless the process is gone; a frozen one reports it when it thaws.
+func (m *machine) answer(g *guest, pid int, e LeaseEvent) {
+	switch {
+	case !slices.Contains(g.pids, pid):
+	case g.frozen:
+		m.after(100*ms, func() { m.answer(g, pid, e) })
+	default:
+		m.step(e)
+	}
+}
+
+// move is a copy at 50 GB/s, reported in two parts.
+func (m *machine) move(g *guest, pid, gpu int, bytes node.Bytes, out bool) {
+	half := bytes / 2
+	took := time.Duration(bytes / 50)
+	m.after(took/2, func() { m.answer(g, pid, Swapped{g.ID, pid, gpu, half, out}) })
+	m.after(took, func() { m.answer(g, pid, Swapped{g.ID, pid, gpu, bytes - half, out}) })
+}
+
+// check holds whatever happens.
+func (m *machine) check(e LeaseEvent, next Leases, decisions []Decision) {
+	fail := func(format string, args ...any) {
+		m.t.Helper()
+		m.t.Fatalf("at %s, step %d, after %T%+v: %s\ndecisions %+v\nstate %+v", m.now, m.steps, e, e, fmt.Sprintf(format, args...), decisions, next)
+	}
+	s := step{Leases: next}
+	for gpu, memory := range next.rules.Memory {
+		var used node.Bytes
+		var holder string
+		for i := range next.tenants {
+			t := &next.tenants[i]
+			on := t.on(gpu)
+			used += on.resident + on.in
+			if t.holds() && t.gpus.has(gpu) {
+				if holder != "" {
+					fail("GPU %d is held by %s and %s", gpu, holder, t.ID)
+				}
+				holder = t.ID
+			}
+		}
+		if used > memory {
+			fail("GPU %d has %d bytes, %d are used", gpu, memory, used)
+		}
+	}
+	for i := range next.tenants {
+		m.checkTenant(&s, &next.tenants[i], fail)
+	}
+	m.checkDecisions(next, decisions, fail)
+}
+
+func (m *machine) checkTenant(s *step, t *tenancy, fail func(string, ...any)) {
+	for _, p := range t.processes {
+		for _, mem := range p.memory {
+			if mem.resident+mem.in > mem.total || mem.out > mem.resident {
+				fail("%s: memory %+v does not add up", t.ID, mem)
+			}
+		}
+	}
+	if t.phase == running && s.timer == 0 && t.capped() {
+		fail("%s: nothing will end its lease", t.ID)
+	}
+	if !t.working() || t.phase != closed {
+		return
+	}
+	held := false
+	for i := range s.tenants {
+		o := &s.tenants[i]
+		held = held || o.gpus.overlaps(t.gpus) && o.holds()
+		one := len(o.GPUs) == 1 && len(t.GPUs) == 1 && o.gpus == t.gpus
+		if one && o.phase == running && o.rank() > t.rank() && t.complete() && !t.resting {
+			fail("%s waits for %s, which is below it", t.ID, o.ID)
+		}
+		if one && o.phase == running && !o.working() && t.complete() && !t.resting {
+			fail("%s waits for %s, which is idle", t.ID, o.ID)
+		}
+	}
+	if !held && s.timer == 0 && !t.stuck {
+		fail("%s has work, nobody holds its GPUs, and nothing is due: a lost wake-up", t.ID)
+	}
+}
+
+func (m *machine) checkDecisions(next Leases, decisions []Decision, fail func(string, ...any)) {
+	timer := m.timer
+	for _, d := range decisions {
+		switch d := d.(type) {
+		case SetTimer:
+			if d.At != 0 && d.At <= m.now {
+				fail("the timer is set in the past")
+			}
+			timer = d.At
+		case Evict:
+			t, _ := next.find(d.Tenant)
+			if on := t.on(d.GPU); on.resident-on.out < t.MinResident {
+				fail("%s is left %d of its %d bytes", d.Tenant, on.resident-on.out, t.MinResident)
+			}
+			if t.phase != closed {
+				fail("memory of %s leaves under its work", d.Tenant)
+			}
+		case OpenGate:
+			if g := m.guest(d.Tenant); g.open {
+				fail("the gate of %s opens twice", d.Tenant)
+			}
+		}
+	}
+	if timer != next.timer {
+		fail("the timer is at %s and believed at %s", timer, next.timer)
+	}
+}
+
+// tenantOn is a guaranteed tenant with a weight on one GPU.
+func tenantOn(id string, cores node.Percent, gpus ...int) LeaseTenant {
+	return LeaseTenant{ID: id, GPUs: gpus, Cores: cores, Class: share.Guaranteed}
+}
+
+// kernels last between a tenth and the whole of longest.
+func kernels(longest time.Duration) func(*rand.Rand) time.Duration {
+	return func(r *rand.Rand) time.Duration { return longest/10 + time.Duration(r.Int64N(int64(longest*9/10))) }
+}
