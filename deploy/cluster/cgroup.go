@@ -138,37 +138,21 @@ func eachCgroup(name string, f func(dir string) error) error {
 // downWithin bounds how long killed processes may take to go: one in the middle of a driver's call takes its time.
 const downWithin = 30 * time.Second
 
-// killCgroups kills all processes in the cluster's groups, and again until none is left: they may fork meanwhile.
-// A group is the cluster's alone, so no other's process can be in it, whatever number it has.
-func killCgroups(ctx context.Context, name string) error {
+// endCgroups kills all processes in the cluster's groups and removes the groups, again and again until they are
+// gone: processes fork meanwhile, and the kernel lets go of a group a little after its last process. A group is the
+// cluster's alone, so no other's process can be in it, whatever number it has.
+func endCgroups(ctx context.Context, name string) error {
 	late := time.Now().Add(downWithin)
 	for {
-		left := 0
-		err := eachCgroup(name, func(dir string) error {
-			data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-			if errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EOPNOTSUPP) { // going, or threaded
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			for _, line := range strings.Fields(string(data)) {
-				pid, err := strconv.Atoi(line)
-				if err != nil || pid <= 1 { // 0: a process of another pid namespace
-					continue
-				}
-				left++
-				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-					return fmt.Errorf("kill process %d: %w", pid, err)
-				}
-			}
-			return nil
-		})
-		if err != nil || left == 0 {
+		if err := eachCgroup(name, killGroup); err != nil {
+			return err
+		}
+		err := eachCgroup(name, syscall.Rmdir)
+		if !errors.Is(err, syscall.EBUSY) {
 			return err
 		}
 		if time.Now().After(late) {
-			return fmt.Errorf("%d processes of the cluster live %s after SIGKILL; see cgroup %s, wait for them, and run cluster down again", left, downWithin, name)
+			return fmt.Errorf("control groups %s hold processes %s after SIGKILL (%w); see their cgroup.procs, and run cluster down again", name, downWithin, err)
 		}
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
 			return err
@@ -176,21 +160,25 @@ func killCgroups(ctx context.Context, name string) error {
 	}
 }
 
-// removeCgroups removes the cluster's groups. The kernel lets go of one a little after its last process.
-func removeCgroups(ctx context.Context, name string) error {
-	late := time.Now().Add(downWithin)
-	for {
-		err := eachCgroup(name, syscall.Rmdir)
-		if !errors.Is(err, syscall.EBUSY) {
-			return err
+// killGroup kills the processes of one group.
+func killGroup(dir string) error {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EOPNOTSUPP) { // it is going, or has threads only
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list a control group: %w", err)
+	}
+	for _, line := range strings.Fields(string(data)) {
+		pid, err := strconv.Atoi(line)
+		if err != nil || pid <= 1 { // 0 is a process of another pid namespace
+			continue
 		}
-		if time.Now().After(late) {
-			return fmt.Errorf("remove the control groups %s: %w; see what is in them, and run cluster down again", name, err)
-		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			return err
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("kill process %d: %w", pid, err)
 		}
 	}
+	return nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

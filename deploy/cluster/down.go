@@ -24,6 +24,9 @@ func downVerb(ctx context.Context, args []string) error {
 		return err
 	}
 	if !found {
+		// An up or a down that was killed at its very first or last step leaves this much.
+		_ = os.Remove(l.state() + nextSuffix)
+		_ = os.Remove(l.dir) // only if it is empty
 		say("no cluster in %s", l.dir)
 		return nil
 	}
@@ -53,10 +56,7 @@ func down(ctx context.Context, l layout) error {
 		}
 	}
 	// The shims and the pods' processes are in the control groups. They end with SIGKILL as the machine's crash would end them.
-	if err := killCgroups(ctx, s.cgroup()); err != nil {
-		return err
-	}
-	if err := removeCgroups(ctx, s.cgroup()); err != nil {
+	if err := endCgroups(ctx, s.cgroup()); err != nil {
 		return err
 	}
 	if err := unmountAll(l.dir); err != nil {

@@ -108,8 +108,11 @@ func writeJSON(path string, value any) error {
 	return writeFile(path, append(data, '\n'), 0o600)
 }
 
+// nextSuffix is of a file that is not whole yet.
+const nextSuffix = ".next"
+
 func writeFile(path string, data []byte, mode fs.FileMode) error {
-	next := path + ".next"
+	next := path + nextSuffix
 	if err := os.WriteFile(next, data, mode); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

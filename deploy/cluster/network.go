@@ -49,7 +49,7 @@ func removeLink(ctx context.Context, s state) error {
 }
 
 func ip(ctx context.Context, args ...string) error {
-	if out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
+	if out, err := tied(exec.CommandContext(ctx, "ip", args...)).CombinedOutput(); err != nil {
 		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, lastLine(out))
 	}
 	return nil

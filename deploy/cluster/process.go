@@ -90,8 +90,13 @@ func (r record) kill(ctx context.Context) error {
 	}
 }
 
-// zombie tells whether a process has ended and only waits to be collected by its parent.
+// zombie tells whether a process has ended and only waits to be collected by its parent. Its first thread may have
+// ended while others still hold its sockets.
 func zombie(pid int) bool {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil || len(threads) > 1 {
+		return false
+	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && strings.Contains(string(stat), ") Z ")
 }
@@ -103,8 +108,8 @@ type ended struct {
 }
 
 // start starts a daemon and tells its end on a channel. The process is ours only through `cluster launch`, which
-// puts itself into the cluster's control group and on record before it becomes the daemon: whenever this
-// process is killed, down finds all that it started.
+// puts itself into the cluster's control group and on record before it becomes the daemon, and ends with this
+// process until then: whenever that is killed, down finds all that it started.
 func start(l layout, d daemon, ends chan<- ended) error {
 	out, err := os.OpenFile(l.log(d.name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -114,7 +119,7 @@ func start(l layout, d daemon, ends chan<- ended) error {
 	cmd := exec.Command("/proc/self/exe", "launch", l.dir, d.name) // no context: it outlives this process
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", d.name, err)
 	}
@@ -148,9 +153,9 @@ func launch(l layout, s state, d daemon) error {
 	if err := writeJSON(l.proc(d.name), record{os.Getpid(), began}); err != nil {
 		return err
 	}
+	runtime.LockOSThread() // what follows is of one thread, which becomes the daemon
 	if d.node {
 		// A thread enters a mount namespace only if it shares its root and working directory with no other.
-		runtime.LockOSThread()
 		if err := syscall.Unshare(syscall.CLONE_FS); err != nil {
 			return fmt.Errorf("leave the other threads' directories: %w", err)
 		}
@@ -158,11 +163,20 @@ func launch(l layout, s state, d daemon) error {
 			return fmt.Errorf("enter the node's namespace: %w", err)
 		}
 	}
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_PDEATHSIG, 0, 0); errno != 0 {
+		return fmt.Errorf("outlive the parent: %w", errno)
+	}
 	path := strings.Join([]string{s.Tools, s.Bin, "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, string(filepath.ListSeparator))
 	if err := syscall.Exec(d.argv[0], d.argv, []string{"PATH=" + path, "HOME=/root"}); err != nil {
 		return fmt.Errorf("run %s: %w", d.argv[0], err)
 	}
 	return nil
+}
+
+// tied makes a command end with this process: what it makes after a kill -9 of that would be nobody's.
+func tied(cmd *exec.Cmd) *exec.Cmd {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
 }
 
 // setns moves this thread into a mount namespace.

@@ -72,6 +72,7 @@ func claim(l layout) error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("make the cluster's directory: %w", err)
 	}
+	_ = os.Remove(l.state() + nextSuffix) // of an up that was killed at its first step
 	entries, err := os.ReadDir(l.dir)
 	if err != nil {
 		return fmt.Errorf("look into the cluster's directory: %w", err)
@@ -274,7 +275,7 @@ func kubectlVerb(_ context.Context, args []string) error {
 
 // ctr runs containerd's client on the cluster's containerd.
 func ctr(ctx context.Context, l layout, s state, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.Tools, "ctr"), append([]string{"--address", l.containerd(), "--namespace", "k8s.io"}, args...)...)
+	cmd := tied(exec.CommandContext(ctx, filepath.Join(s.Tools, "ctr"), append([]string{"--address", l.containerd(), "--namespace", "k8s.io"}, args...)...))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("ctr %s: %w: %s", args[0], err, lastLine(out))
 	}
