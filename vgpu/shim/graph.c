@@ -254,6 +254,18 @@ CUresult on_instantiate_params(real_on_instantiate_params real, CUgraphExec *exe
 
 /* --- launch, upload, destroy --------------------------------------------------------------------------------- */
 
+/* After the driver took the launch: one that was refused left no memory for the next to find. */
+static void remember(CUgraphExec exec)
+{
+	struct book b;
+
+	for (int i = 0; i < kerf_device_count(); i++)
+		if (book_get(BOOK_EXEC, exec_key(exec, i), &b)) {
+			b.extra |= LAUNCHED;
+			book_put(&b);
+		}
+}
+
 CUresult on_graph_launch(real_on_graph_launch real, CUgraphExec exec, CUstream stream)
 {
 	struct charge charges[MAX_GPUS];
@@ -270,11 +282,11 @@ CUresult on_graph_launch(real_on_graph_launch real, CUgraphExec exec, CUstream s
 		charges[n].d = kerf_device(i);
 		r = charge_ahead(&charges[n], b.bytes, b.extra);
 		n += r == CUDA_SUCCESS;
-		b.extra |= LAUNCHED;
-		book_put(&b);
 	}
 	if (r == CUDA_SUCCESS)
 		r = real(exec, stream);
+	if (r == CUDA_SUCCESS)
+		remember(exec);
 	while (n)
 		settle(&charges[--n]);
 	unlock(&graphs_lock);

@@ -151,14 +151,21 @@ static uint64_t bound(const struct pool *p, size_t n)
 	return used <= p->charged && p->charged - used >= kerf_physical(n) ? 0 : kerf_pages(n);
 }
 
-static CUresult give_back(struct pool *p, CUdeviceptr ptr, CUstream stream)
+/* With pools_lock held, but not while waiting: the stream may wait for a thread whose own sync wants the lock. The
+ * pool may be destroyed after that, and its charge gone with it. */
+static CUresult give_back(CUmemoryPool handle, CUdeviceptr ptr, CUstream stream)
 {
-	fn_cuStreamSynchronize sync = REAL(cuStreamSynchronize);
+	struct pool *p;
 
 	REAL(cuMemFreeAsync)(ptr, stream);
-	sync(stream);
-	REAL(cuMemPoolTrimTo)(p->handle, 0);
-	refresh(p);
+	unlock(&pools_lock);
+	REAL(cuStreamSynchronize)(stream);
+	lock(&pools_lock);
+	p = find(handle);
+	if (p) {
+		REAL(cuMemPoolTrimTo)(handle, 0);
+		refresh(p);
+	}
 	return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -189,7 +196,7 @@ static CUresult alloc_charged(struct pool *p, const struct request *q)
 	} else if (kerf_charge(p->device, now - p->charged - ahead)) {
 		p->charged += ahead;
 		if (r == CUDA_SUCCESS)
-			return give_back(p, *q->p, q->stream);
+			return give_back(p->handle, *q->p, q->stream);
 		refresh(p);
 		return r;
 	}
@@ -198,7 +205,7 @@ static CUresult alloc_charged(struct pool *p, const struct request *q)
 		return r;
 	b.key = *q->p;
 	if (!book_put(&b))
-		return give_back(p, *q->p, q->stream);
+		return give_back(p->handle, *q->p, q->stream);
 	p->live += b.bytes;
 	return CUDA_SUCCESS;
 }

@@ -28,7 +28,7 @@ func TestProcess(t *testing.T) {
 	for _, scenario := range [][]string{
 		{"fork-before"}, {"fork-after"}, {"threads"}, {"init-race"}, {"exec"}, {"setuid"},
 		{"scribble", "sum"}, {"scribble", "slot"}, {"scribble", "all"}, {"scribble", "ones"},
-		{"contexts"}, {"host"}, {"reimport"}, {"ipc"}, {"pool-kept"}, {"graph-again"},
+		{"contexts"}, {"host"}, {"reimport"}, {"ipc"}, {"pool-kept"}, {"pool-waits"}, {"graph-again"}, {"graph-refused"},
 	} {
 		t.Run(strings.Join(scenario, "-"), func(t *testing.T) {
 			sh.reset()

@@ -428,6 +428,85 @@ static void graph_again(const char *arg)
 	expect("after", (long)charged(), (long)base);
 }
 
+/* A pool grows by more than the limit has room for, in a stream that another thread is to release after a sync of its
+ * own: that one must not wait for the first. */
+static CUresult refused;
+static CUstream waiting;
+
+static void *refuse_pool(void *ctx)
+{
+	CUdeviceptr p;
+
+	CU(cuCtxSetCurrent, ctx);
+	refused = p_cuMemAllocAsync(&p, GRANULE, waiting);
+	return NULL;
+}
+
+static void pool_waits(const char *arg)
+{
+	CUresult (*wait_value)(CUstream, CUdeviceptr, cuuint32_t, unsigned) =
+		(CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned))find("dlopen", "cuStreamWaitValue32_v2", "cuStreamWaitValue32", 11070);
+	uint32_t *word;
+	uint64_t base;
+	CUcontext ctx;
+	CUstream other;
+	pthread_t t;
+	int slot;
+
+	(void)arg;
+	alarm(30);
+	start();
+	CU(cuDevicePrimaryCtxRetain, &ctx, 0);
+	for (slot = 0; slot < KERF_MAX_SLOTS && policy->host_pid[slot] != getpid(); slot++)
+		;
+	CU(cuMemHostAlloc, (void **)&word, sizeof *word, 2); /* CU_MEMHOSTALLOC_DEVICEMAP */
+	*word = 0;
+	CU(cuStreamCreate, &waiting, CU_STREAM_NON_BLOCKING);
+	CU(cuStreamCreate, &other, CU_STREAM_NON_BLOCKING);
+	take(policy->device[0].limit - charged() - 2 * GRANULE);
+	base = charged();
+	expect("cuStreamWaitValue32", wait_value(waiting, (uintptr_t)word, 1, CU_STREAM_WAIT_VALUE_EQ), CUDA_SUCCESS);
+	if (pthread_create(&t, NULL, refuse_pool, ctx))
+		die("pthread_create", 0);
+	while (!__atomic_load_n(&usage->slot[slot].refused, __ATOMIC_RELAXED))
+		;
+	CU(cuStreamSynchronize, other);
+	__atomic_store_n(word, 1, __ATOMIC_RELEASE);
+	pthread_join(t, NULL);
+	expect("the pool's growth", refused, CUDA_ERROR_OUT_OF_MEMORY);
+	expect("charged after", (long)charged(), (long)base);
+	agree("after the pool gave back");
+}
+
+/* A graph that was refused has no memory to find: what another one left is not its own. */
+static void graph_refused(const char *arg)
+{
+	CUDA_MEM_ALLOC_NODE_PARAMS a[2] = { { .poolProps = { .allocType = CU_MEM_ALLOCATION_TYPE_PINNED, .location = { CU_MEM_LOCATION_TYPE_DEVICE, 0 } } } };
+	CUgraphExec exec[2];
+	CUgraphNode node;
+	CUgraph graph[2];
+	uint64_t base;
+
+	(void)arg;
+	start();
+	base = charged();
+	a[0].bytesize = (policy->device[0].limit - base) / 3 * 2 / GRANULE * GRANULE;
+	a[1] = a[0];
+	for (int i = 0; i < 2; i++) {
+		CU(cuGraphCreate, &graph[i], 0);
+		CU(cuGraphAddMemAllocNode, &node, graph[i], NULL, 0, &a[i]);
+		CU(cuGraphInstantiateWithFlags, &exec[i], graph[i], 0);
+	}
+	CU(cuGraphLaunch, exec[0], NULL);
+	expect("no room for both", p_cuGraphLaunch(exec[1], NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	CU(cuStreamSynchronize, NULL);
+	CU(cuMemFree_v2, a[0].dptr);
+	CU(cuGraphLaunch, exec[1], NULL);
+	expect("charged", (long)(charged() - base), (long)a[0].bytesize);
+	CU(cuStreamSynchronize, NULL);
+	agree("second graph");
+}
+
 /* Holds memory until it is told to end. */
 static void hold(const char *arg)
 {
@@ -447,6 +526,7 @@ static const struct { const char *name; void (*run)(const char *); } scenarios[]
 	{ "exec", exec_again }, { "setuid", setuid_child }, { "scribble", scribble }, { "gate", gate }, { "devices", devices },
 	{ "storm", storm }, { "contexts", contexts }, { "host", host }, { "reimport", reimport }, { "ipc", ipc },
 	{ "hold", hold }, { "pool-kept", pool_kept }, { "graph-again", graph_again },
+	{ "pool-waits", pool_waits }, { "graph-refused", graph_refused },
 };
 
 int main(int argc, char **argv)
