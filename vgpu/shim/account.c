@@ -61,18 +61,17 @@ static bool add_to_sum(struct device *d, uint64_t bytes, bool force)
 	return true;
 }
 
+/* Nothing at all is refused too where everything is: a context whose price is not known yet is charged as that. */
 static CUresult charge(struct device *d, uint64_t bytes, bool force)
 {
 	struct share *s = d->share;
 	bool ok;
 
-	if (bytes == 0)
-		return CUDA_SUCCESS;
 	lock(&s->lock);
 	if (unlikely(!slot_agrees(s, d)))
 		tampered(s);
 	ok = !s->tampered && !(load_relaxed(&s->policy->flags) & (KERF_POLICY_TAMPERED | KERF_POLICY_REVOKED));
-	if (likely(ok || force)) {
+	if (bytes && likely(ok || force)) {
 		enter(s);
 		store_release(&s->slot->charged[d->index], d->own + bytes);
 		ok = add_to_sum(d, bytes, force);

@@ -126,6 +126,17 @@ static bool look(enum book_kind kind, uint64_t key, struct book *out, bool take)
 	return b != NULL;
 }
 
+void book_rename(uint64_t from, uint64_t to)
+{
+	for (struct shard *s = shards; s < shards + SHARDS; s++) {
+		lock(&s->lock);
+		for (uint32_t i = 0; i < s->size; i++)
+			if (s->at[i].kind != BOOK_NONE && s->at[i].context == from)
+				s->at[i].context = to;
+		unlock(&s->lock);
+	}
+}
+
 /* Takes one entry of the context at or after *from; the lock is free while the caller works on it. */
 static bool take_one(struct shard *s, uint64_t context, uint32_t *from, struct book *out)
 {

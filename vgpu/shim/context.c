@@ -1,8 +1,9 @@
 /* context.c: what a context takes of a device, and what goes when it goes.
  *
  * policy.context_bytes is charged when a context is made. While it is 0 (kerfd has not learned it yet) kerfd is asked
- * to measure, so that the context counts in `implicit` before anything else is allocated. A context takes its linear memory, arrays and imports with it when it is
- * destroyed; memory of pools and cuMemCreate belongs to the device and stays.
+ * to measure, so that the context counts in `implicit` before anything else is allocated. A context takes its linear
+ * memory, arrays and imports with it when it is destroyed; memory of pools and cuMemCreate belongs to the device and
+ * stays.
  */
 #include "shim.h"
 
@@ -37,6 +38,19 @@ static void lost(const struct book *b)
 		kerf_holder_gone(b->key);
 }
 
+/* Before the driver ends a context: its address may be another thread's new context the moment after, and what that
+ * one takes must not go with the old. No address has such a name, and no two contexts the same. No lock instead:
+ * the driver waits for the context's work, which may wait for a thread that makes a context. */
+static uint64_t set_aside(CUcontext ctx)
+{
+	static uint64_t names;
+	uint64_t name = ~fetch_add(&names, 1);
+
+	if (ctx)
+		book_rename((uintptr_t)ctx, name);
+	return name;
+}
+
 CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice dev)
 {
 	struct device *d = kerf_device(dev);
@@ -49,7 +63,7 @@ CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice
 	lock(&primary_lock);
 	fresh = !active(dev);
 	bytes = fresh ? context_bytes(d) : 0;
-	r = kerf_charge(d, bytes);
+	r = fresh ? kerf_charge(d, bytes) : CUDA_SUCCESS;
 	if (r == CUDA_SUCCESS) {
 		r = real(ctx, dev);
 		if (r) {
@@ -69,21 +83,23 @@ CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice
 static CUresult primary_ends(CUresult (*real)(CUdevice), CUdevice dev)
 {
 	struct device *d = kerf_device(dev);
-	CUcontext ended = NULL;
+	uint64_t name;
 	CUresult r;
 
 	if (!d)
 		return real(dev);
 	lock(&primary_lock);
+	name = set_aside(primary[dev].ctx);
 	r = real(dev);
 	if (r == CUDA_SUCCESS && !active(dev)) {
+		book_sweep(name, lost);
 		kerf_discharge(d, primary[dev].charged);
 		primary[dev].charged = 0;
-		ended = primary[dev].ctx;
+		primary[dev].ctx = NULL;
+	} else {
+		book_rename(name, (uintptr_t)primary[dev].ctx);
 	}
 	unlock(&primary_lock);
-	if (ended)
-		book_sweep((uintptr_t)ended, lost);
 	kerf_pools_refresh();
 	return r;
 }
@@ -100,80 +116,82 @@ CUresult on_primary_reset(real_on_primary_reset real, CUdevice dev)
 
 /* --- contexts of the program's own ------------------------------------------------------------------------ */
 
-/* book.extra counts attachments (cuCtxAttach, gone since CUDA 11 but still exported). */
-static CUresult made(struct device *d, CUcontext ctx, uint64_t bytes, CUresult r)
-{
-	struct book b = { .key = (uintptr_t)ctx, .kind = BOOK_CONTEXT, .ordinal = d->ordinal, .bytes = bytes, .extra = 1 };
+/* A context that is being made, and what it is charged for. */
+struct making { struct device *d; uint64_t bytes; };
 
-	if (r == CUDA_SUCCESS && (bytes || kerf_measure(d)) && book_put(&b))
+/* Without a device or a place for the answer nothing is charged: the driver says what is wrong. */
+static CUresult begin(struct making *m, const CUcontext *ctx, CUdevice dev)
+{
+	m->d = ctx ? kerf_device(dev) : NULL;
+	m->bytes = m->d ? context_bytes(m->d) : 0;
+	return m->d ? kerf_charge(m->d, m->bytes) : CUDA_SUCCESS;
+}
+
+/* book.extra counts attachments (cuCtxAttach, gone since CUDA 11 but still exported). */
+static CUresult finish(const struct making *m, const CUcontext *ctx, CUresult r)
+{
+	struct book b = { .kind = BOOK_CONTEXT, .bytes = m->bytes, .extra = 1 };
+
+	if (!m->d)
 		return r;
 	if (r == CUDA_SUCCESS) {
-		REAL(cuCtxDestroy_v2)(ctx);
+		b.key = (uintptr_t)*ctx;
+		b.ordinal = m->d->ordinal;
+		if ((m->bytes || kerf_measure(m->d)) && book_put(&b))
+			return r;
+		REAL(cuCtxDestroy_v2)(*ctx);
 		r = CUDA_ERROR_OUT_OF_MEMORY;
 	}
-	kerf_discharge(d, bytes);
+	kerf_discharge(m->d, m->bytes);
 	return r;
 }
 
 CUresult on_ctx_create(real_on_ctx_create real, CUcontext *ctx, unsigned int flags, CUdevice dev)
 {
-	struct device *d = kerf_device(dev);
-	uint64_t bytes = d ? context_bytes(d) : 0;
-	CUresult r;
+	struct making m;
+	CUresult r = begin(&m, ctx, dev);
 
-	if (!d || !ctx)
-		return real(ctx, flags, dev);
-	r = kerf_charge(d, bytes);
-	if (r)
-		return r;
-	r = real(ctx, flags, dev);
-	return made(d, r ? NULL : *ctx, bytes, r);
+	return r ? r : finish(&m, ctx, real(ctx, flags, dev));
 }
 
 CUresult on_ctx_create_v3(real_on_ctx_create_v3 real, CUcontext *ctx, CUexecAffinityParam *affinity, int n, unsigned int flags, CUdevice dev)
 {
-	struct device *d = kerf_device(dev);
-	uint64_t bytes = d ? context_bytes(d) : 0;
-	CUresult r;
+	struct making m;
+	CUresult r = begin(&m, ctx, dev);
 
-	if (!d || !ctx)
-		return real(ctx, affinity, n, flags, dev);
-	r = kerf_charge(d, bytes);
-	if (r)
-		return r;
-	r = real(ctx, affinity, n, flags, dev);
-	return made(d, r ? NULL : *ctx, bytes, r);
+	return r ? r : finish(&m, ctx, real(ctx, affinity, n, flags, dev));
 }
 
 CUresult on_ctx_create_v4(real_on_ctx_create_v4 real, CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice dev)
 {
-	struct device *d = kerf_device(dev);
-	uint64_t bytes = d ? context_bytes(d) : 0;
-	CUresult r;
+	struct making m;
+	CUresult r = begin(&m, ctx, dev);
 
-	if (!d || !ctx)
-		return real(ctx, params, flags, dev);
-	r = kerf_charge(d, bytes);
-	if (r)
-		return r;
-	r = real(ctx, params, flags, dev);
-	return made(d, r ? NULL : *ctx, bytes, r);
+	return r ? r : finish(&m, ctx, real(ctx, params, flags, dev));
 }
 
 static CUresult context_ends(CUresult (*real)(CUcontext), CUcontext ctx, bool detach)
 {
+	uint64_t name;
 	struct book b;
-	bool booked = book_take(BOOK_CONTEXT, (uintptr_t)ctx, &b);
-	CUresult r = real(ctx);
+	CUresult r;
 
-	if (!booked)
-		return r;
-	if (r || (detach && b.extra > 1)) {
+	if (!book_take(BOOK_CONTEXT, (uintptr_t)ctx, &b))
+		return real(ctx);
+	if (detach && b.extra > 1) {
+		r = real(ctx);
 		b.extra -= r == CUDA_SUCCESS;
 		book_put(&b);
 		return r;
 	}
-	book_sweep((uintptr_t)ctx, lost);
+	name = set_aside(ctx);
+	r = real(ctx);
+	if (r) {
+		book_rename(name, (uintptr_t)ctx);
+		book_put(&b);
+		return r;
+	}
+	book_sweep(name, lost);
 	kerf_discharge(kerf_device(b.ordinal), b.bytes);
 	return r;
 }

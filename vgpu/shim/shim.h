@@ -85,6 +85,7 @@ bool book_put(const struct book *b);                                  /* false: 
 bool book_take(enum book_kind kind, uint64_t key, struct book *out);  /* finds and removes */
 bool book_get(enum book_kind kind, uint64_t key, struct book *out);
 void book_sweep(uint64_t context, void (*gone)(const struct book *)); /* removes what dies with a context */
+void book_rename(uint64_t from, uint64_t to);                         /* what dies with a context, dies with another */
 uint64_t kerf_current_context(void);
 
 /* --- the classes, towards each other -------------------------------------------------------------------- */

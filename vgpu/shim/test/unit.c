@@ -1,4 +1,5 @@
-/* unit.c: the books and the accounts alone, under sanitizers: no driver, pages in plain memory, 16 threads at once. */
+/* unit.c: the books, the accounts and the contexts alone, under sanitizers: no driver, pages in plain memory, 16
+ * threads at once. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,6 +7,7 @@
 
 #include "../account.c"
 #include "../books.c"
+#include "../context.c"
 
 #define THREADS 16
 #define ROUNDS  4000
@@ -20,6 +22,11 @@ static struct device device = { .share = &one };
 struct device *kerf_device(CUdevice ordinal) { return ordinal == 0 ? &device : NULL; }
 void kerf_pools_trim(struct device *d) { (void)d; }
 void kerf_graphs_trim(struct device *d) { (void)d; }
+void kerf_pools_refresh(void) { }
+void kerf_holder_gone(uint64_t holder) { (void)holder; }
+bool kerf_measure(struct device *d) { (void)d; return true; }
+struct hook kerf_hooks[HOOKS];
+void *kerf_resolve(enum hook_id id) { (void)id; return NULL; }
 struct room share_room(const struct share *s, unsigned index)
 {
 	return (struct room){ s->policy->device[index].limit, load_relaxed(&s->usage->sum[index].charged) };
@@ -95,7 +102,112 @@ static void test_flags(uint32_t flag)
 	reset();
 	policy.flags = flag;
 	CHECK(kerf_charge(&device, 512) == CUDA_ERROR_OUT_OF_MEMORY);
+	CHECK(kerf_charge(&device, 0) == CUDA_ERROR_OUT_OF_MEMORY);
 	CHECK(usage.slot[3].enter == usage.slot[3].leave);
+	policy.flags = 0;
+	CHECK(kerf_charge(&device, 0) == CUDA_SUCCESS);
+}
+
+/* --- contexts: a driver that gives the address of an ended one to the next before its call returns ------------- */
+
+static struct { char place[2]; int made; bool active, refuses; } driver;
+#define PRIMARY ((CUcontext)&driver.place[0])
+#define OWN     ((CUcontext)&driver.place[1])
+
+static void allocate(CUcontext in, uint64_t key, uint64_t bytes)
+{
+	CHECK(kerf_charge(&device, bytes) == CUDA_SUCCESS);
+	CHECK(book_put(&(struct book){ .key = key, .kind = BOOK_LINEAR, .bytes = bytes, .context = (uintptr_t)in }));
+}
+
+static CUresult fake_create(CUcontext *ctx, unsigned flags, CUdevice dev)
+{
+	(void)flags, (void)dev;
+	driver.made++;
+	*ctx = OWN;
+	return CUDA_SUCCESS;
+}
+
+static CUresult fake_destroy(CUcontext ctx)
+{
+	CUcontext next;
+
+	if (driver.refuses)
+		return CUDA_ERROR_INVALID_CONTEXT;
+	CHECK(on_ctx_create(fake_create, &next, 0, 0) == CUDA_SUCCESS && next == ctx);
+	allocate(next, 2 << 20, 3 * MIB);
+	return CUDA_SUCCESS;
+}
+
+static CUresult fake_retain(CUcontext *ctx, CUdevice dev) { (void)dev; driver.active = true; *ctx = PRIMARY; return CUDA_SUCCESS; }
+
+static CUresult fake_reset(CUdevice dev)
+{
+	(void)dev;
+	if (driver.refuses)
+		return CUDA_SUCCESS; /* one of several who retained it */
+	driver.active = false;
+	allocate(PRIMARY, 4 << 20, 5 * MIB);
+	return CUDA_SUCCESS;
+}
+
+static CUresult fake_state(CUdevice dev, unsigned *flags, int *active_)
+{
+	(void)dev, (void)flags;
+	*active_ = driver.active;
+	return CUDA_SUCCESS;
+}
+
+static void test_contexts(void)
+{
+	struct book out;
+	CUcontext ctx;
+
+	reset();
+	policy.device[0].context_bytes = MIB;
+	CHECK(on_ctx_create(fake_create, &ctx, 0, 0) == CUDA_SUCCESS && device.own == MIB);
+	allocate(ctx, 1 << 20, 10 * MIB);
+	driver.refuses = true;
+	CHECK(on_ctx_destroy(fake_destroy, ctx) == CUDA_ERROR_INVALID_CONTEXT && device.own == 11 * MIB);
+	CHECK(book_get(BOOK_LINEAR, 1 << 20, &out) && out.context == (uintptr_t)ctx);
+	driver.refuses = false;
+	CHECK(on_ctx_destroy(fake_destroy, ctx) == CUDA_SUCCESS && device.own == 4 * MIB);
+	CHECK(!book_get(BOOK_LINEAR, 1 << 20, &out) && book_get(BOOK_LINEAR, 2 << 20, &out));
+	CHECK(book_take(BOOK_CONTEXT, (uintptr_t)ctx, &out) && book_take(BOOK_LINEAR, 2 << 20, &out));
+}
+
+static void test_primary(void)
+{
+	struct book out;
+	CUcontext ctx;
+
+	reset();
+	store_release(&kerf_hooks[H_cuDevicePrimaryCtxGetState].real, (void *)fake_state);
+	CHECK(on_primary_retain(fake_retain, &ctx, 0) == CUDA_SUCCESS);
+	allocate(ctx, 1 << 20, 10 * MIB);
+	driver.refuses = true;
+	CHECK(on_primary_release(fake_reset, 0) == CUDA_SUCCESS && device.own == 10 * MIB);
+	driver.refuses = false;
+	CHECK(on_primary_reset(fake_reset, 0) == CUDA_SUCCESS && device.own == 5 * MIB);
+	driver.refuses = true; /* nothing is active: what is at its old address is another's */
+	CHECK(on_primary_reset(fake_reset, 0) == CUDA_SUCCESS && device.own == 5 * MIB);
+	CHECK(book_take(BOOK_LINEAR, 4 << 20, &out) && !book_get(BOOK_LINEAR, 1 << 20, &out));
+}
+
+/* A revoked share makes no context, whatever one costs; what is there can be retained again, and ends. */
+static void test_revoked_contexts(void)
+{
+	CUcontext ctx;
+	int made;
+
+	reset();
+	driver.active = false;
+	made = driver.made;
+	policy.flags = KERF_POLICY_REVOKED;
+	CHECK(on_ctx_create(fake_create, &ctx, 0, 0) == CUDA_ERROR_OUT_OF_MEMORY && driver.made == made);
+	CHECK(on_primary_retain(fake_retain, &ctx, 0) == CUDA_ERROR_OUT_OF_MEMORY && !driver.active);
+	driver.active = true;
+	CHECK(on_primary_retain(fake_retain, &ctx, 0) == CUDA_SUCCESS);
 }
 
 static void *storm(void *arg)
@@ -168,6 +280,9 @@ int main(void)
 	test_lost_slot();
 	test_flags(KERF_POLICY_TAMPERED);
 	test_flags(KERF_POLICY_REVOKED);
+	test_contexts();
+	test_primary();
+	test_revoked_contexts();
 	test_books();
 	test_storm();
 	if (failures)
