@@ -22,57 +22,37 @@ static CUresult begin(struct device **d, uint64_t bytes)
 	return *d ? kerf_charge(*d, bytes) : r;
 }
 
-static CUresult finish(struct device *d, CUresult r, CUdeviceptr p, uint64_t bytes)
-{
-	if (r == CUDA_SUCCESS)
-		return record(d, p, bytes);
-	kerf_discharge(d, bytes);
-	return r;
-}
+/* What every allocating call does; they differ in their types. Arguments that are not `valid` are the driver's to
+ * refuse. Charges `bound`, calls, and on success does `settle`, which enters it in the books. */
+#define ALLOCATE(valid, bound, call, settle) \
+	struct device *d; \
+	uint64_t bytes; \
+	CUresult r; \
+	if (!(valid)) \
+		return call; \
+	bytes = bound; \
+	r = begin(&d, bytes); \
+	if (r) \
+		return r; \
+	r = call; \
+	if (r == CUDA_SUCCESS) \
+		return settle; \
+	kerf_discharge(d, bytes); \
+	return r
 
 CUresult on_alloc(real_on_alloc real, CUdeviceptr *p, size_t n)
 {
-	uint64_t bytes = kerf_physical(n);
-	struct device *d;
-	CUresult r;
-
-	if (!p || !n)
-		return real(p, n);
-	r = begin(&d, bytes);
-	if (r)
-		return r;
-	r = real(p, n);
-	return finish(d, r, r ? 0 : *p, bytes);
+	ALLOCATE(p && n, kerf_physical(n), real(p, n), record(d, *p, bytes));
 }
 
 CUresult on_alloc_v1(real_on_alloc_v1 real, CUdeviceptr_v1 *p, unsigned int n)
 {
-	uint64_t bytes = kerf_physical(n);
-	struct device *d;
-	CUresult r;
-
-	if (!p || !n)
-		return real(p, n);
-	r = begin(&d, bytes);
-	if (r)
-		return r;
-	r = real(p, n);
-	return finish(d, r, r ? 0 : *p, bytes);
+	ALLOCATE(p && n, kerf_physical(n), real(p, n), record(d, *p, bytes));
 }
 
 CUresult on_alloc_managed(real_on_alloc_managed real, CUdeviceptr *p, size_t n, unsigned int flags)
 {
-	uint64_t bytes = kerf_physical(n);
-	struct device *d;
-	CUresult r;
-
-	if (!p || !n)
-		return real(p, n, flags);
-	r = begin(&d, bytes);
-	if (r)
-		return r;
-	r = real(p, n, flags);
-	return finish(d, r, r ? 0 : *p, bytes);
+	ALLOCATE(p && n, kerf_physical(n), real(p, n, flags), record(d, *p, bytes));
 }
 
 /* The driver chooses the pitch: charge for the widest one in use (512 bytes' alignment), then correct. */
@@ -99,32 +79,14 @@ static CUresult settle_pitched(struct device *d, CUdeviceptr p, uint64_t charged
 
 CUresult on_alloc_pitch(real_on_alloc_pitch real, CUdeviceptr *p, size_t *pitch, size_t width, size_t height, unsigned int element)
 {
-	uint64_t bytes = pitched_bound(width, height);
-	struct device *d;
-	CUresult r;
-
-	if (!p || !pitch || !width || !height)
-		return real(p, pitch, width, height, element);
-	r = begin(&d, bytes);
-	if (r)
-		return r;
-	r = real(p, pitch, width, height, element);
-	return r ? finish(d, r, 0, bytes) : settle_pitched(d, *p, bytes, *pitch, height);
+	ALLOCATE(p && pitch && width && height, pitched_bound(width, height), real(p, pitch, width, height, element),
+		 settle_pitched(d, *p, bytes, *pitch, height));
 }
 
 CUresult on_alloc_pitch_v1(real_on_alloc_pitch_v1 real, CUdeviceptr_v1 *p, unsigned int *pitch, unsigned int width, unsigned int height, unsigned int element)
 {
-	uint64_t bytes = pitched_bound(width, height);
-	struct device *d;
-	CUresult r;
-
-	if (!p || !pitch || !width || !height)
-		return real(p, pitch, width, height, element);
-	r = begin(&d, bytes);
-	if (r)
-		return r;
-	r = real(p, pitch, width, height, element);
-	return r ? finish(d, r, 0, bytes) : settle_pitched(d, *p, bytes, *pitch, height);
+	ALLOCATE(p && pitch && width && height, pitched_bound(width, height), real(p, pitch, width, height, element),
+		 settle_pitched(d, *p, bytes, *pitch, height));
 }
 
 /* The entry leaves the books before the driver frees: the address may be another thread's the moment it is free. */

@@ -246,45 +246,48 @@ static unsigned keep(const struct share *s, char *list, unsigned n, size_t size,
 
 /* NVML fills an array of the caller's, or says how long it must be. Asked with room for all processes of the node,
  * filtered, and then given to the caller by the same rule. */
+struct listing { struct grant g; char *all; size_t size; };
 
-static char *room_for_all(size_t size)
+static nvmlReturn_t begin(struct listing *l, nvmlDevice_t device, size_t size)
 {
-	char *p = mmap(NULL, MAX_PROCESSES * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	nvmlReturn_t r = granted(device, &l->g);
 
-	return p == MAP_FAILED ? NULL : p;
+	if (r)
+		return r;
+	l->size = size;
+	l->all = mmap(NULL, MAX_PROCESSES * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return l->all == MAP_FAILED ? NVML_ERROR_MEMORY : NVML_SUCCESS;
 }
 
-static nvmlReturn_t hand_out(char *all, unsigned n, size_t size, void *list, unsigned *count)
+/* `n` entries are in l->all, if NVML answered with `r` = NVML_SUCCESS. */
+static nvmlReturn_t hand_out(struct listing *l, nvmlReturn_t r, unsigned n, size_t pid_at, void *list, unsigned *count)
 {
-	unsigned room = list ? *count : 0;
+	if (r == NVML_SUCCESS) {
+		unsigned room = list ? *count : 0;
 
-	*count = n;
-	if (n > room)
-		return NVML_ERROR_INSUFFICIENT_SIZE;
-	memcpy(list ? list : all, all, n * size);
-	return NVML_SUCCESS;
+		*count = n = keep(l->g.share, l->all, n, l->size, pid_at);
+		if (n > room)
+			r = NVML_ERROR_INSUFFICIENT_SIZE;
+		else if (n)
+			memcpy(list, l->all, n * l->size);
+	}
+	munmap(l->all, MAX_PROCESSES * l->size);
+	return r;
 }
 
 static nvmlReturn_t processes(real_on_processes_v1 real, nvmlDevice_t device, unsigned *count, void *list, size_t size)
 {
 	unsigned n = MAX_PROCESSES;
-	struct grant g;
+	struct listing l;
 	nvmlReturn_t r;
-	char *all;
 
 	if (!count)
 		return real(device, count, list);
-	r = granted(device, &g);
+	r = begin(&l, device, size);
 	if (r)
 		return r;
-	all = room_for_all(size);
-	if (!all)
-		return NVML_ERROR_MEMORY;
-	r = real(device, &n, all);
-	if (r == NVML_SUCCESS)
-		r = hand_out(all, keep(g.share, all, n, size, 0), size, list, count);
-	munmap(all, MAX_PROCESSES * size);
-	return r;
+	r = real(device, &n, l.all);
+	return hand_out(&l, r, n, 0, list, count);
 }
 
 nvmlReturn_t on_processes_v1(real_on_processes_v1 real, nvmlDevice_t device, unsigned int *count, void *list)
@@ -300,69 +303,50 @@ nvmlReturn_t on_processes_v2(real_on_processes_v2 real, nvmlDevice_t device, uns
 nvmlReturn_t on_details(real_on_details real, nvmlDevice_t device, struct process_details *list)
 {
 	struct process_details mine;
-	struct grant g;
+	struct listing l;
 	nvmlReturn_t r;
 
 	if (!list)
 		return real(device, list);
-	r = granted(device, &g);
+	r = begin(&l, device, sizeof *mine.list);
 	if (r)
 		return r;
 	mine = *list;
 	mine.count = MAX_PROCESSES;
-	mine.list = (struct process_detail *)(void *)room_for_all(sizeof *mine.list);
-	if (!mine.list)
-		return NVML_ERROR_MEMORY;
+	mine.list = (struct process_detail *)(void *)l.all;
 	r = real(device, &mine);
-	if (r == NVML_SUCCESS)
-		r = hand_out((char *)mine.list, keep(g.share, (char *)mine.list, mine.count, sizeof *mine.list, 0), sizeof *mine.list, list->list, &list->count);
-	munmap(mine.list, MAX_PROCESSES * sizeof *mine.list);
-	return r;
+	return hand_out(&l, r, mine.count, offsetof(struct process_detail, pid), list->list, &list->count);
 }
 
 nvmlReturn_t on_utilization(real_on_utilization real, nvmlDevice_t device, void *list, unsigned int *count, unsigned long long since)
 {
-	const size_t size = sizeof(struct process_sample);
 	unsigned n = MAX_PROCESSES;
-	struct grant g;
+	struct listing l;
 	nvmlReturn_t r;
-	char *all;
 
 	if (!count)
 		return real(device, list, count, since);
-	r = granted(device, &g);
+	r = begin(&l, device, sizeof(struct process_sample));
 	if (r)
 		return r;
-	all = room_for_all(size);
-	if (!all)
-		return NVML_ERROR_MEMORY;
-	r = real(device, all, &n, since);
-	if (r == NVML_SUCCESS)
-		r = hand_out(all, keep(g.share, all, n, size, 0), size, list, count);
-	munmap(all, MAX_PROCESSES * size);
-	return r;
+	r = real(device, l.all, &n, since);
+	return hand_out(&l, r, n, offsetof(struct process_sample, pid), list, count);
 }
 
 nvmlReturn_t on_utilizations(real_on_utilizations real, nvmlDevice_t device, struct process_utilizations *list)
 {
-	const size_t size = sizeof(struct process_utilization);
 	struct process_utilizations mine;
-	struct grant g;
+	struct listing l;
 	nvmlReturn_t r;
 
 	if (!list)
 		return real(device, list);
-	r = granted(device, &g);
+	r = begin(&l, device, sizeof *mine.list);
 	if (r)
 		return r;
 	mine = *list;
 	mine.count = MAX_PROCESSES;
-	mine.list = (struct process_utilization *)(void *)room_for_all(size);
-	if (!mine.list)
-		return NVML_ERROR_MEMORY;
+	mine.list = (struct process_utilization *)(void *)l.all;
 	r = real(device, &mine);
-	if (r == NVML_SUCCESS)
-		r = hand_out((char *)mine.list, keep(g.share, (char *)mine.list, mine.count, size, offsetof(struct process_utilization, pid)), size, list->list, &list->count);
-	munmap(mine.list, MAX_PROCESSES * size);
-	return r;
+	return hand_out(&l, r, mine.count, offsetof(struct process_utilization, pid), list->list, &list->count);
 }
