@@ -42,7 +42,13 @@ func runCommand(o *options) *cobra.Command {
 			if !cmd.Flags().Changed("memory") {
 				return exitError{exitUsage, errors.New("no --memory: a slice needs a size; write it as in: kerf run --memory 16Gi -- " + strings.Join(args, " "))}
 			}
-			if gpus != "" {
+			// A value that is there and empty is a variable that was not set: it must not widen the request.
+			switch {
+			case cmd.Flags().Changed("gpu") && gpus == "":
+				return exitError{exitUsage, errors.New("--gpu: the value is empty; name a GPU by index or UUID, or leave the flag out for any")}
+			case cmd.Flags().Changed("gpus") && request.GPUs < 1:
+				return exitError{exitUsage, fmt.Errorf("--gpus %d: outside 1 to %d; leave the flag out for one", request.GPUs, share.MaxGPUs)}
+			case gpus != "":
 				request.GPU = strings.Split(gpus, ",")
 			}
 			// Bad values are refused before anything is asked of kerfd.

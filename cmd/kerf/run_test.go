@@ -89,6 +89,8 @@ func TestBadInput(t *testing.T) {
 		{[]string{"run", "--memory", "4Gi", "--class", "gold", "--", "true"}, 64, []string{`class "gold"`, "guaranteed"}},
 		{[]string{"run", "--memory", "4Gi"}, 64, []string{"no command"}},
 		{[]string{"run", "--", "true"}, 64, []string{"no --memory"}},
+		{[]string{"run", "--memory", "4Gi", "--gpu", "", "--", "true"}, 64, []string{"--gpu", "empty"}},
+		{[]string{"run", "--memory", "4Gi", "--gpus", "0", "--", "true"}, 64, []string{"--gpus 0", "1 to 16"}},
 		{[]string{"run", "--memory", "4Gi", "--bogus", "--", "true"}, 64, []string{"--bogus"}},
 		{[]string{"run", "--memory", "4Gi", "--", "no-such-command"}, 127, []string{`"no-such-command"`, "not found"}},
 		{[]string{"run", "--memory", "4Gi", "--", notExecutable}, 126, []string{"cannot be executed"}},
@@ -121,7 +123,8 @@ func TestNoDaemon(t *testing.T) {
 	for socket, words := range map[string][]string{
 		filepath.Join(dir, "none"): {"no kerfd at", "nothing is there", "start one"},
 		stale:                      {"no kerfd at", "stale", "start kerfd again"},
-		file:                       {"no kerfd at", file},
+		file:                       {"no kerfd at", file, "not a socket"},
+		strings.Repeat("x", 140):   {"no kerfd at", "107"},
 	} {
 		cmd := exec.Command(filepath.Join(binaries, "kerf"), "--socket", socket, "run", "--memory", "1Gi", "--", "true")
 		oneLine(t, socket, end(t, cmd), 125, words...)
@@ -166,11 +169,33 @@ func TestDaemonRefusesToStart(t *testing.T) {
 	}
 }
 
+// Another user sees that there is a share, and neither its id nor what could break the terminal.
+func TestOtherUsersShare(t *testing.T) {
+	r := startRig(t)
+	if err := os.Chmod(filepath.Dir(r.Socket()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	got := end(t, r.Sliced(t.Context(), rig.Slice{Memory: "1Gi"}, "sh", "-c", `
+		setpriv --reuid 65534 --regid 65534 --clear-groups "$0" --socket "$1" top --once | grep "$(printf "\033")" && echo an escape
+		setpriv --reuid 65534 --regid 65534 --clear-groups "$0" --socket "$1" top --once | grep -c "other user"
+		setpriv --reuid 65534 --regid 65534 --clear-groups ls "$(dirname "$1")"/shares/*/s 2>/dev/null || echo closed`,
+		filepath.Join(binaries, "kerf"), r.Socket(), "\x1b[31mred\nline"))
+	if got.stdout != "1\nclosed\n" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestSecondDaemon(t *testing.T) {
 	r := startRig(t)
 	run := filepath.Dir(r.Socket())
-	got := end(t, exec.Command(filepath.Join(binaries, "kerfd"), "--simulate", "h200x8", "--run-dir", run))
-	oneLine(t, "second kerfd", got, 1, "another process owns it", "is another kerfd running?")
+	elsewhere := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(elsewhere, []byte("stateDir: "+t.TempDir()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{}, {"--config", elsewhere}} {
+		got := end(t, exec.Command(filepath.Join(binaries, "kerfd"), append(args, "--simulate", "h200x8", "--run-dir", run)...))
+		oneLine(t, "second kerfd", got, 1, run, "another kerfd serves it", "--run-dir")
+	}
 	if got := end(t, r.Kerf(t.Context(), "top", "--once")); got.code != 0 {
 		t.Errorf("the first kerfd no longer answers: %s", got.stderr)
 	}

@@ -35,6 +35,12 @@ type SimulateConfig struct {
 	ZeroCost bool   `yaml:"zeroCost"` // a driver whose calls take no time, for benches
 }
 
+// The kernel's limit for the path of a unix socket, and what a share adds to the shares' directory: /ID/s/socket.
+const (
+	maxSocketPath = 107
+	shareSocket   = 1 + 16 + len("/s/socket")
+)
+
 // readConfig reads a file, "" being an empty one. An unknown key is an error: a limit that is misspelt must not be lost.
 func readConfig(path string) (Config, error) {
 	var c Config
@@ -52,6 +58,9 @@ func readConfig(path string) (Config, error) {
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return c, fmt.Errorf("config %s: %s; `kerfd config print` shows every key", path, oneLine(err))
+	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return c, fmt.Errorf("config %s: a second document begins after ---, and would be lost; write one", path)
 	}
 	return c, nil
 }
@@ -75,6 +84,9 @@ func (c Config) complete() (Config, error) {
 			return c, fmt.Errorf("config: directory %q: %w", *dir, err)
 		}
 		*dir = absolute
+	}
+	if longest := len(c.sharesDir()) + shareSocket; longest > maxSocketPath {
+		return c, fmt.Errorf("config: runDir %s: the sockets below it would have paths of %d bytes, the kernel takes %d; use a shorter one", c.RunDir, longest, maxSocketPath)
 	}
 	if _, err := c.mode(); err != nil {
 		return c, err

@@ -15,6 +15,8 @@ func TestConfig(t *testing.T) {
 		{"whole", "runDir: /tmp/k\nstateDir: /tmp/s\nroot: /\nsocketMode: \"0660\"\nstrict: true\nlogLevel: debug\n", ""},
 		{"unknown key", "memorylimit: 3\n", "field memorylimit not found in type main.Config; `kerfd config print` shows every key"},
 		{"not YAML", "a: [", "did not find expected node content"},
+		{"two documents", "runDir: /tmp/a\n---\nstrict: true\n", "a second document begins"},
+		{"long path", "runDir: /tmp/" + strings.Repeat("x", 90) + "\n", "use a shorter one"},
 		{"mode", "socketMode: rw\n", `socketMode "rw": not an octal file mode; write it as "0660"`},
 		{"level", "logLevel: loud\n", `logLevel "loud": not known; use debug, info, warn or error`},
 		{"root and simulate", "root: /x\nsimulate: {profile: h200x8}\n", "a simulated node has a root of its own"},

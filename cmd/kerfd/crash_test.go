@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -48,7 +49,7 @@ func startDaemon(t *testing.T, flags ...string) *daemon {
 	d.start()
 	t.Cleanup(func() {
 		d.stop()
-		if left, _ := os.ReadDir(dir); len(left) != 0 && !t.Failed() {
+		if left, _ := filepath.Glob(d.dir + "/*"); len(left) != 0 && !t.Failed() {
 			t.Errorf("left behind after the end: %v", left)
 		}
 		_ = os.RemoveAll(dir)
@@ -123,16 +124,15 @@ func (d *daemon) simUsed() node.Bytes {
 	return n.Status().GPUs[crashGPU].Used
 }
 
-func compileStorm(t *testing.T) string {
+func compile(t *testing.T, name string) string {
 	t.Helper()
-	dir := t.TempDir()
-	storm := filepath.Join(dir, "storm")
-	out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-I../..", "-o", storm, "testdata/storm.c",
-		"-L"+filepath.Join(build, "lib/kerf/sim"), "-l:libcuda.so.1").CombinedOutput()
+	program := filepath.Join(t.TempDir(), name)
+	out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-I../..", "-o", program, "testdata/"+name+".c",
+		"-L"+filepath.Join(build, "lib/kerf/sim"), "-l:libcuda.so.1", "-pthread").CombinedOutput()
 	if err != nil {
 		t.Fatalf("gcc: %v\n%s", err, out)
 	}
-	return storm
+	return program
 }
 
 // soak is the number of kills: the long form under `make soak`.
@@ -147,7 +147,7 @@ func soak(short, long int) int {
 // ledger, the usage pages and the driver agree that nothing is held, and nobody has waited for a dead one.
 func TestCrashStorm(t *testing.T) {
 	d := startDaemon(t, "--sim-zero-cost")
-	storm := compileStorm(t)
+	storm := compile(t, "storm")
 	const shares = 4
 	kills := soak(400, 10000) / shares
 	var wait sync.WaitGroup
@@ -196,7 +196,7 @@ func (d *daemon) holding() (*exec.Cmd, func()) {
 // kerfd is killed and started again, over and over, while tenants work, come and go: no tenant notices, no byte is lost.
 func TestCrashOfTheDaemon(t *testing.T) {
 	d := startDaemon(t)
-	storm := compileStorm(t)
+	storm := compile(t, "storm")
 	train, end := d.holding()
 	defer end()
 	held := func() node.Bytes {
@@ -242,5 +242,61 @@ func TestCrashOfTheDaemon(t *testing.T) {
 	if code := train.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("the tenant that lived through it ended with %d", code)
 	}
+	d.eventually("nothing is left", func() bool { return len(d.state().Shares) == 0 })
+}
+
+// A process whose main thread has ended lives on: it attaches, and what it holds stays on the books.
+func TestCrashOfTheMainThread(t *testing.T) {
+	d := startDaemon(t)
+	cmd := d.sliced(compile(t, "leader"))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "holding\n" {
+		t.Fatalf("the thread that was left said %q (%v)", line, err)
+	}
+	seen := time.Now()
+	for time.Since(seen) < 2500*time.Millisecond { // two reconciles
+		if state := d.state(); len(state.Shares) != 1 || len(state.Shares[0].Sessions) != 1 || state.Shares[0].Devices[0].Charged < 512*node.MiB {
+			t.Fatalf("after %s: %+v", time.Since(seen), state.Shares)
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	pid := d.state().Shares[0].Sessions[0].PID
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	d.eventually("nothing is left", func() bool { return len(d.state().Shares) == 0 })
+}
+
+// kerfd comes back without a driver, as in the middle of a driver's upgrade, while a tenant lives.
+func TestCrashAndNoDriver(t *testing.T) {
+	d := startDaemon(t)
+	_, end := d.holding()
+	defer end()
+	d.eventually("the tenant is attached", func() bool { s := d.state().Shares; return len(s) == 1 && len(s[0].Sessions) == 1 })
+	d.kill()
+	hidden := filepath.Join(d.dir, "sim/usr.away")
+	if err := os.Rename(filepath.Join(d.dir, "sim/usr"), hidden); err != nil {
+		t.Fatal(err)
+	}
+	d.start()
+	if state := d.state(); len(state.Shares) != 1 || len(state.GPUs) != 0 {
+		t.Errorf("%+v", state)
+	}
+	d.kill()
+	if err := os.Rename(hidden, filepath.Join(d.dir, "sim/usr")); err != nil {
+		t.Fatal(err)
+	}
+	d.start()
+	if state := d.state(); len(state.Shares) != 1 || len(state.GPUs) != 8 {
+		t.Errorf("with the driver back: %+v", state)
+	}
+	end()
 	d.eventually("nothing is left", func() bool { return len(d.state().Shares) == 0 })
 }

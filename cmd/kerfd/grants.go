@@ -16,6 +16,9 @@ import (
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
+// hiddenID stands for the id of another user's share.
+const hiddenID = "(other user)"
+
 // grants joins the ledger (who may hold what) with the arbiter (what is in force), for the door `kerf run`.
 //
 // A grant of that door ends when its holder has died or given it back, and no session is left in its share: a program that
@@ -49,7 +52,7 @@ func (g *grants) restore() error {
 }
 
 func (g *grants) spec(entry ledger.Entry) arbiter.Spec {
-	return arbiter.Spec{ID: entry.ID, Grant: entry.Grant, UID: entry.Holder.UID, Strict: g.config.Strict, Simulated: g.hardware.Node().Simulated}
+	return arbiter.Spec{ID: entry.ID, Grant: entry.Grant, GID: entry.Holder.GID, Strict: g.config.Strict, Simulated: g.hardware.Node().Simulated}
 }
 
 // grant answers a request of a process on this machine.
@@ -78,7 +81,7 @@ func (g *grants) open(entry ledger.Entry) (control.Granted, error) {
 	}
 	return control.Granted{
 		ID: entry.ID, Grant: entry.Grant, LibDir: g.config.LibDir, Driver: driver,
-		ShareDir: filepath.Join(g.config.sharesDir(), entry.ID), Simulated: g.hardware.Node().Simulated,
+		ShareDir: arbiter.Directory(g.config.sharesDir(), entry.ID), Simulated: g.hardware.Node().Simulated,
 	}, nil
 }
 
@@ -109,13 +112,42 @@ func (g *grants) driver(grant share.Grant) (d control.Driver, err error) {
 func (g *grants) watch(entry ledger.Entry) {
 	process := arbiter.Process{PID: entry.Holder.PID, Start: entry.Holder.Start}
 	stop, err := process.Watch(func() { g.holderGone(entry.ID) })
-	if err != nil { // it is dead already
-		g.holderGone(entry.ID)
-		return
+	if err != nil { // dead already, or not to be watched: then sweep looks
+		stop = func() {}
 	}
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.watches[entry.ID] = stop
+	g.mu.Unlock()
+	if process.Gone() {
+		g.holderGone(entry.ID)
+	}
+}
+
+// sweepEvery is how often what no event told is looked for.
+const sweepEvery = 5 * time.Second
+
+// Run ends grants whose holder's death nobody saw, and tries again what failed, until the context ends; and once more then, so
+// that a kerfd that stops does not leave to the next one what it could have ended.
+func (g *grants) Run(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			g.sweep()
+			return nil
+		case <-tick.C:
+			g.sweep()
+		}
+	}
+}
+
+func (g *grants) sweep() {
+	for _, entry := range g.ledger.Entries() {
+		if (arbiter.Process{PID: entry.Holder.PID, Start: entry.Holder.Start}).Gone() {
+			g.holderGone(entry.ID)
+		}
+	}
 }
 
 // release is the holder giving its grant back.
@@ -145,19 +177,23 @@ func (g *grants) holderGone(id string) {
 // endIfIdle ends a share that has neither holder nor session. It is called when either goes.
 func (g *grants) endIfIdle(id string) {
 	g.mu.Lock()
-	idle := g.orphaned[id] && g.arbiter.Sessions(id) == 0
-	if idle {
-		delete(g.orphaned, id)
-	}
-	g.mu.Unlock()
-	if !idle {
+	defer g.mu.Unlock()
+	if !g.orphaned[id] {
 		return
 	}
 	// The share goes before its line in the ledger: a kerfd that dies between the two finds a grant without a share, and ends it.
-	if err := errors.Join(g.arbiter.Remove(id), g.ledger.Release(id)); err != nil {
+	idle, err := g.arbiter.RemoveIdle(id)
+	if !idle && err == nil {
+		return
+	}
+	if err == nil {
+		err = g.ledger.Release(id)
+	}
+	if err != nil { // sweep tries again
 		g.log.Error("cannot end a share", "share", id, "error", err)
 		return
 	}
+	delete(g.orphaned, id)
 	g.log.Info("ended", "share", id)
 }
 
@@ -173,9 +209,9 @@ func (g *grants) onEvent(e arbiter.Event) {
 	g.log.Log(context.Background(), level, string(e.Kind), "share", e.Share, "pid", e.PID, "command", e.Comm, "reason", e.Message)
 }
 
-// state is what kerf top shows.
-func (g *grants) state() control.State {
-	s := control.State{Schema: control.TopSchema, Time: time.Now().UTC(), Simulated: g.hardware.Node().Simulated}
+// state is what kerf top shows to a user: the id of a share, by which its directory is found, to its holder and to root only.
+func (g *grants) state(uid int) control.State {
+	s := control.State{Schema: control.TopSchema, Time: time.Now().UTC(), Simulated: g.hardware.Node().Simulated, GPUs: []control.GPU{}, Shares: []control.Share{}}
 	live := g.arbiter.State()
 	entries := g.ledger.Entries()
 	inShares := make(map[int]bool)
@@ -185,6 +221,9 @@ func (g *grants) state() control.State {
 		}
 		if i := slices.IndexFunc(entries, func(e ledger.Entry) bool { return e.ID == state.ID }); i >= 0 {
 			e := entries[i]
+			if uid != 0 && uid != e.Holder.UID {
+				state.ID = hiddenID
+			}
 			s.Shares = append(s.Shares, control.Share{ShareState: state, Class: e.Grant.Class, Holder: e.Holder, Created: e.Created})
 		}
 	}

@@ -80,6 +80,9 @@ func openSim(c Config) (*sim.Node, error) {
 		}
 	} else if simulated, err = sim.Open(root); err != nil {
 		return nil, err
+	} else if !simulated.MadeFrom(profile) {
+		return nil, errors.Join(fmt.Errorf("simulate %s: %s holds a node of another profile, which a kerfd that was killed left there; serve that one, or remove it with: kerf sim stop --root %s",
+			profile.Name, root, root), simulated.Close())
 	}
 	simulated.SetZeroCost(c.Simulate.ZeroCost)
 	return simulated, nil
@@ -193,12 +196,18 @@ func (h *hardware) shareGPUs() []share.GPU {
 
 // ProcessMemory says how many bytes each process has on a GPU.
 func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
+	if h.lib == nil { // tenants of a driver that is being replaced
+		return nil, nvml.ErrNoDriver
+	}
 	processes, err := bounded(h, gpu, h.lib.Processes)
 	if err != nil {
 		return nil, err
 	}
 	used := make(map[int]node.Bytes)
 	for _, p := range processes {
+		if p.Unknown { // 0 bytes would make contexts free
+			return nil, fmt.Errorf("the driver does not say how much process %d has", p.PID)
+		}
 		used[p.PID] += p.Bytes
 	}
 	return used, nil
@@ -206,6 +215,9 @@ func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
 
 // utilization is NVML's: percent of the last moment in which any kernel ran.
 func (h *hardware) utilization(gpu node.UUID) (nvml.Utilization, error) {
+	if h.lib == nil {
+		return nvml.Utilization{}, nvml.ErrNoDriver
+	}
 	return bounded(h, gpu, h.lib.Utilization)
 }
 

@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -54,19 +56,25 @@ type peerKey struct{}
 // serve answers until the context ends.
 func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	h := &http.Server{
-		Handler:           s.routes(),
-		ReadHeaderTimeout: 5 * time.Second,
+		Handler:     s.routes(),
+		ReadTimeout: 10 * time.Second, // a client that says nothing must not hold a descriptor for long
+		IdleTimeout: time.Minute,
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, peerOf(conn))
 		},
 	}
+	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		bounded, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		_ = h.Shutdown(bounded)
 	})
-	defer stop()
-	if err := h.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	err := h.Serve(listener)
+	if !stop() {
+		<-ended // the last answers are still on their way, and need the hardware
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve control socket: %w", err)
 	}
 	return nil
@@ -76,7 +84,7 @@ func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+control.GrantsPath, s.postGrant)
 	mux.HandleFunc("DELETE "+control.GrantsPath+"/{id}", s.deleteGrant)
-	mux.HandleFunc("GET "+control.StatePath, func(w http.ResponseWriter, _ *http.Request) { answer(w, s.grants.state(), nil) })
+	mux.HandleFunc("GET "+control.StatePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.grants.state(uidOf(r.Context())), nil) })
 	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, _ *http.Request) { answer(w, s.node(), nil) })
 	return mux
 }
@@ -96,8 +104,8 @@ func (s *server) postGrant(w http.ResponseWriter, r *http.Request) {
 	var request control.GrantRequest
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&request); err != nil {
-		answer(w, nil, fmt.Errorf("request: %w", err))
+	if err := decoder.Decode(&request); err != nil || decoder.More() {
+		answer(w, nil, fmt.Errorf("request: not one JSON object of a grant request (%w)", errOr(err, errors.New("there is more behind it"))))
 		return
 	}
 	holder, err := holderOf(r.Context())
@@ -105,7 +113,7 @@ func (s *server) postGrant(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, err)
 		return
 	}
-	holder.Command = request.Command
+	holder.Command = printable(request.Command)
 	granted, err := s.grants.grant(request, holder)
 	answer(w, granted, err)
 }
@@ -138,7 +146,25 @@ func holderOf(ctx context.Context) (ledger.Holder, error) {
 	if err != nil {
 		return ledger.Holder{}, err
 	}
-	return ledger.Holder{Door: "run", PID: process.PID, Start: process.Start, UID: int(cred.Uid)}, nil
+	return ledger.Holder{Door: "run", PID: process.PID, Start: process.Start, UID: int(cred.Uid), GID: int(cred.Gid)}, nil
+}
+
+// uidOf is the user who asks; one that cannot be told is nobody.
+func uidOf(ctx context.Context) int {
+	if cred, _ := ctx.Value(peerKey{}).(*unix.Ucred); cred != nil {
+		return int(cred.Uid)
+	}
+	return -1
+}
+
+// printable is a command as it may stand in root's terminal and log: a user chose it.
+func printable(command string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, command)
 }
 
 func answer(w http.ResponseWriter, body any, err error) {

@@ -66,10 +66,15 @@ func (f flags) load() (Config, error) {
 func command() *cobra.Command {
 	var f flags
 	cmd := &cobra.Command{
-		Use:           "kerfd",
-		Short:         "Kerf's node daemon: slices of GPUs for the programs on this machine",
-		Version:       version.Version,
-		Args:          cobra.NoArgs,
+		Use:     "kerfd",
+		Short:   "Kerf's node daemon: slices of GPUs for the programs on this machine",
+		Version: version.Version,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("argument %q: kerfd takes flags only; see kerfd --help", args[0])}
+			}
+			return nil
+		},
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -13,14 +13,20 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"golang.org/x/sys/unix"
 )
 
 // serve builds the parts and runs them until the context ends. Shares stay in force for the next kerfd; where there are
 // none, nothing is left behind.
 func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
-		return fmt.Errorf("run directory: %w; run as root, or name another with --run-dir", err)
+		return fmt.Errorf("run directory: %w; kerfd needs to make it: run as root, or name another with --run-dir", err)
 	}
+	lock, err := lockRunDir(c.RunDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
 	books, corrupt, err := ledger.Open(c.ledgerDir())
 	if err != nil {
 		return fmt.Errorf("%w; is another kerfd running?", err)
@@ -51,11 +57,29 @@ func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	}
 	log.Info("kerfd is up", "version", version.Version, "gpus", len(hardware.Node().GPUs), "simulated", hardware.Node().Simulated,
 		"root", hardware.root, "runDir", c.RunDir, "shares", len(books.Entries()))
+	// The arbiter ends after the grants, whose last act needs it.
+	after, endArbiter := context.WithCancel(context.WithoutCancel(ctx))
+	defer endArbiter()
 	return runParts(ctx, []part{
 		{"hardware", hardware.Run},
-		{"arbiter", g.arbiter.Run},
+		{"arbiter", func(context.Context) error { return g.arbiter.Run(after) }},
+		{"grants", func(ctx context.Context) error { defer endArbiter(); return g.Run(ctx) }},
 		{"control", func(ctx context.Context) error { return control.serve(ctx, listener) }},
 	})
+}
+
+// lockRunDir makes sure that this kerfd is the only one in its run directory, before anything there is touched. The kernel gives
+// the lock back when the process dies.
+func lockRunDir(dir string) (*os.File, error) {
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("run directory %s: another kerfd serves it (%w); stop that one, or name another directory with --run-dir", dir, err)
+	}
+	return lock, nil
 }
 
 // tidy removes what is empty once nobody holds anything.

@@ -170,6 +170,12 @@ func (n *Node) owner(slot int) int {
 	return int(lock.Pid)
 }
 
+// MadeFrom reports whether the node was made from this very profile.
+func (n *Node) MadeFrom(p *Profile) bool {
+	text, err := os.ReadFile(filepath.Join(n.Root, "profile.yaml"))
+	return err == nil && string(text) == string(p.text)
+}
+
 // Status is the state of a simulated node, for people and scripts.
 type Status struct {
 	Schema    string      `json:"schema"` // kerf.sim/v1

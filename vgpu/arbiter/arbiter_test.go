@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,7 +78,7 @@ func newRig(t *testing.T) *rig {
 }
 
 func spec() Spec {
-	return Spec{ID: testShare, UID: os.Getuid(), Simulated: true, Grant: share.Grant{Devices: []share.Device{{UUID: testGPU, Memory: node.GiB}}}}
+	return Spec{ID: testShare, GID: os.Getgid(), Simulated: true, Grant: share.Grant{Devices: []share.Device{{UUID: testGPU, Memory: node.GiB}}}}
 }
 
 func (r *rig) start(restore []Spec) {
@@ -128,7 +129,7 @@ type tenant struct {
 func (r *rig) tenant() *tenant {
 	r.t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "KERF_TEST_TENANT="+filepath.Join(r.dir, "shares", testShare))
+	cmd.Env = append(os.Environ(), "KERF_TEST_TENANT="+Directory(filepath.Join(r.dir, "shares"), testShare))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -186,7 +187,7 @@ func tenantMain(dir string) {
 				answer = err.Error()
 				break
 			}
-			w := hello(dir, uint32(n))
+			w := hello(dir, uint32(n), uintptr(unsafe.Pointer(usage.Page)))
 			answer = fmt.Sprintf("%d %s", w.Status, text(w.Reason[:]))
 			slot = &usage.Page.Slot[w.Slot]
 		case "charge":
@@ -210,13 +211,13 @@ func tenantMain(dir string) {
 	}
 }
 
-func hello(dir string, version uint32) region.Welcome {
+func hello(dir string, version uint32, usage uintptr) region.Welcome {
 	conn, err := net.Dial("unixpacket", filepath.Join(dir, socketFile))
 	if err != nil {
 		return *refuse(99, err.Error())
 	}
 	defer func() { _ = conn.Close() }()
-	h := region.Hello{Magic: region.Magic, Version: max(version, region.Version), Kind: region.HelloAttach}
+	h := region.Hello{Magic: region.Magic, Version: max(version, region.Version), Kind: region.HelloAttach, Usage: uint64(usage)}
 	copy(h.Comm[:], "ten\nant")
 	_, _ = conn.Write(unsafe.Slice((*byte)(unsafe.Pointer(&h)), unsafe.Sizeof(h)))
 	var w region.Welcome
@@ -287,7 +288,7 @@ func TestScribbledSumIsFlagged(t *testing.T) {
 	if state.Devices[0].Charged != 1000 {
 		t.Errorf("the sum is %d, want it set right to 1000", state.Devices[0].Charged)
 	}
-	policy, err := region.Open[region.Policy](filepath.Join(r.dir, "shares", testShare, policyFile))
+	policy, err := region.Open[region.Policy](filepath.Join(Directory(filepath.Join(r.dir, "shares"), testShare), policyFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,7 +344,7 @@ func TestImplicitBytes(t *testing.T) {
 		return func(s ShareState) bool { return s.Devices[0].Implicit == want }
 	}
 	r.wait("context seen", implicit(512*node.MiB))
-	policy, err := region.Open[region.Policy](filepath.Join(r.dir, "shares", testShare, policyFile))
+	policy, err := region.Open[region.Policy](filepath.Join(Directory(filepath.Join(r.dir, "shares"), testShare), policyFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +363,7 @@ func TestRefusals(t *testing.T) {
 	if got := c.do("attach-version 9"); !strings.HasPrefix(got, "1 the shim has region version 9, kerfd has 1; install both") {
 		t.Errorf("another version: %q", got)
 	}
-	conn, err := net.Dial("unixpacket", filepath.Join(r.dir, "shares", testShare, socketFile))
+	conn, err := net.Dial("unixpacket", filepath.Join(Directory(filepath.Join(r.dir, "shares"), testShare), socketFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,15 +419,85 @@ func TestDrift(t *testing.T) {
 	}
 }
 
-func TestCountMappings(t *testing.T) {
+func TestFindMappings(t *testing.T) {
 	const maps = "7f01-7f02 rw-s 00000000 00:1b 42      /run/kerf/shares/a/usage\n" +
 		"7f03-7f04 rw-s 00001000 00:1b 42      /run/kerf/shares/a/usage\n" +
 		"7f05-7f06 rw-s 00000000 00:1b 43      /run/kerf/shares/b/usage\n" +
 		"7f06-7f07 r--s 00000000 00:1b 42      /run/kerf/shares/a/usage\n" +
 		"7f07-7f08 rw-p 00000000 00:00 0\n" +
 		"7f09-7f0a rw-s 00000000 00:1b 42      /run/kerf/shares/a/usage\n"
-	n, err := countMappings(bufio.NewScanner(strings.NewReader(maps)), pageID{"00:1b", 42})
-	if diff := cmp.Diff(2, n); diff != "" || err != nil {
-		t.Error(diff, err)
+	found, any := findMappings(bufio.NewScanner(strings.NewReader(maps)), pageID{"00:1b", 42})
+	if diff := cmp.Diff(map[uint64]bool{0x7f01: true, 0x7f09: true}, found); diff != "" || !any {
+		t.Error(diff, any)
 	}
+	if _, any := findMappings(bufio.NewScanner(strings.NewReader("")), pageID{}); any {
+		t.Error("the maps of a dead main thread, which are empty, were taken for an answer")
+	}
+}
+
+func TestLostSessions(t *testing.T) {
+	self, err := FindProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(usage uint64) *session { return &session{Process: self, usage: usage} }
+	gone := &session{Process: Process{PID: self.PID, Start: self.Start + 1}, usage: 1}
+	for _, tt := range []struct {
+		name      string
+		mine      []*session
+		mapped    map[uint64]bool
+		readable  bool
+		attaching uint64
+		lost      []int // indices of mine
+	}{
+		{"all there", []*session{at(1), at(2)}, map[uint64]bool{1: true, 2: true}, true, 0, nil},
+		{"exec", []*session{at(1), at(2)}, map[uint64]bool{}, true, 0, []int{1, 0}},
+		{"exec, and attaching elsewhere", []*session{at(1)}, map[uint64]bool{3: true}, true, 3, []int{0}},
+		{"exec, and attaching at the same address", []*session{at(1)}, map[uint64]bool{1: true}, true, 1, []int{0}},
+		{"a second copy attaches", []*session{at(1)}, map[uint64]bool{1: true, 2: true}, true, 2, nil},
+		{"a second copy tries again", []*session{at(1), at(2)}, map[uint64]bool{1: true, 2: true}, true, 2, []int{1}},
+		{"two at one address", []*session{at(1), at(1)}, map[uint64]bool{1: true}, true, 0, []int{0}},
+		{"unreadable", []*session{at(1)}, nil, false, 0, nil},
+		{"another process by now", []*session{gone}, nil, false, 0, []int{0}},
+	} {
+		var want []*session
+		for _, i := range tt.lost {
+			want = append(want, tt.mine[i])
+		}
+		got := lostSessions(tt.mine, tt.mapped, tt.readable, tt.attaching)
+		if !slices.Equal(want, got) {
+			t.Errorf("%s: %d lost, want %d", tt.name, len(got), len(want))
+		}
+	}
+}
+
+// A dead session in a lower slot than a living one: the living one's sum must never be too low, not even for a moment.
+func TestRestartFoldsTheDeadLast(t *testing.T) {
+	r := newRig(t)
+	dead, alive := attached(t, r), attached(t, r)
+	dead.do("charge 500")
+	alive.do("charge 1000")
+	r.stop()
+	dead.kill()
+	r.start([]Spec{spec()})
+	if got := r.server.State()[0]; got.Devices[0].Charged != 1000 || got.Tampered != "" {
+		t.Errorf("right after the restart: %+v", got)
+	}
+}
+
+func TestMangledPageStopsNothing(t *testing.T) {
+	r := newRig(t)
+	a := attached(t, r)
+	a.do("charge 1000")
+	r.stop()
+	usage := filepath.Join(Directory(filepath.Join(r.dir, "shares"), testShare), usageFile)
+	if err := os.WriteFile(usage, make([]byte, 8), 0o666); err != nil { // shorter, and without its magic
+		t.Fatal(err)
+	}
+	r.start([]Spec{spec()})
+	if got := r.server.State()[0]; got.Tampered == "" {
+		t.Errorf("not flagged: %+v", got)
+	}
+	a.kill()
+	r.wait("whole again", func(s ShareState) bool { return s.Tampered == "" && s.Devices[0].Charged == 0 })
 }

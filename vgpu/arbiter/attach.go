@@ -14,15 +14,18 @@ import (
 // helloTimeout bounds how long a silent peer may hold a connection.
 const helloTimeout = time.Second
 
-// recheckAfter is when the process of a new session is looked at: if it attached before, and then called exec, only the new
-// session has a mapping.
-const recheckAfter = 20 * time.Millisecond
+// acceptPause is how long a listener that failed rests.
+const acceptPause = 50 * time.Millisecond
 
 func (s *Server) accept(live *liveShare) {
 	for {
 		conn, err := live.listener.AcceptUnix()
-		if err != nil {
-			return // closed by Remove or shut
+		if errors.Is(err, net.ErrClosed) { // by Remove or shut
+			return
+		}
+		if err != nil { // out of descriptors, say: the share must still be there when they are back
+			time.Sleep(acceptPause)
+			continue
 		}
 		go func() {
 			defer func() { _ = conn.Close() }()
@@ -59,21 +62,20 @@ func (s *Server) greet(live *liveShare, conn *net.UnixConn) *region.Welcome {
 		s.reconcileSoon()
 		return &region.Welcome{}
 	}
-	return s.attach(live, process, comm)
+	return s.attach(live, process, hello.Usage, comm)
 }
 
-func (s *Server) attach(live *liveShare, process Process, comm string) *region.Welcome {
+func (s *Server) attach(live *liveShare, process Process, usage uint64, comm string) *region.Welcome {
+	// What the process held before it called exec is gone, and must not stand in its way now.
+	s.notify(s.checkProcess(live, process.PID, usage)...)
 	s.mu.Lock()
-	welcome, event := s.attachLocked(live, process, comm)
+	welcome, event := s.attachLocked(live, process, usage, comm)
 	s.mu.Unlock()
 	s.notify(event)
-	if welcome.Status == region.WelcomeOK {
-		time.AfterFunc(recheckAfter, func() { s.notify(s.checkProcess(live, process.PID)...) })
-	}
 	return welcome
 }
 
-func (s *Server) attachLocked(live *liveShare, process Process, comm string) (*region.Welcome, Event) {
+func (s *Server) attachLocked(live *liveShare, process Process, usage uint64, comm string) (*region.Welcome, Event) {
 	event := Event{Kind: Refused, Share: live.spec.ID, PID: process.PID, Comm: comm}
 	if s.shares[live.spec.ID] != live {
 		event.Message = "the share has ended"
@@ -85,10 +87,11 @@ func (s *Server) attachLocked(live *liveShare, process Process, comm string) (*r
 		return refuse(region.WelcomeFull, fmt.Sprintf("%d processes are attached to the share, and that is the most", region.MaxSlots)), event
 	}
 	live.generation++
-	session := &session{Process: process, comm: comm, started: s.config.Now(), slot: slot}
+	session := &session{Process: process, usage: usage, comm: comm, started: s.config.Now(), slot: slot}
 	if err := s.begin(live, session); err != nil {
+		live.vacate(slot)
 		event.Message = err.Error()
-		if errors.Is(err, errEnded) { // killed while it started: nobody is refused
+		if errors.Is(err, ErrEnded) { // killed while it started: nobody is refused
 			event.Kind = SessionEnded
 		}
 		return refuse(region.WelcomeDenied, err.Error()), event
@@ -102,22 +105,24 @@ func (s *Server) attachLocked(live *liveShare, process Process, comm string) (*r
 	return &region.Welcome{Slot: uint32(slot), Generation: live.generation}, event
 }
 
-// begin watches a session's process and lists its pid for the tenant's NVML.
+// begin puts a session in its slot, watches its process and lists its pid for the tenant's NVML. On an error the session is there
+// all the same, unwatched: only ErrEnded says that it has no process.
 func (s *Server) begin(live *liveShare, session *session) error {
+	live.slots[session.slot] = session
+	atomic.StoreInt32(&live.policy.Page.HostPID[session.slot], int32(session.PID))
+	session.stop = func() {}
 	stop, err := session.Watch(func() { s.ended(live, session) })
 	if err != nil {
 		return err
 	}
 	session.stop = stop
-	live.slots[session.slot] = session
-	atomic.StoreInt32(&live.policy.Page.HostPID[session.slot], int32(session.PID))
 	return nil
 }
 
 // enroll writes a session down. The generation goes last, so that an entry is whole or not there.
 func (l *liveShare) enroll(s *session) {
 	entry := &l.roster.Page.Entry[s.slot]
-	entry.PID, entry.Start, entry.Since = int32(s.PID), s.Start, s.started.UnixNano()
+	entry.PID, entry.Start, entry.Since, entry.Usage = int32(s.PID), s.Start, s.started.UnixNano(), s.usage
 	entry.Comm = [16]byte{}
 	copy(entry.Comm[:], s.comm)
 	atomic.StoreUint32(&entry.Generation, l.generation)

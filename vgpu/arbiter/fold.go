@@ -1,6 +1,7 @@
 package arbiter
 
 import (
+	"slices"
 	"sync/atomic"
 
 	"github.com/kerf-gpu/kerf/vgpu/region"
@@ -19,13 +20,17 @@ func (s *Server) ended(live *liveShare, session *session) {
 	s.notify(event)
 }
 
-// fold takes a session that has ended off the books.
+// fold takes a session that has ended off the books. What a process had in hand that died in the middle of a change is not
+// taken off the sum, which may or may not have it: settle finds out, and until then the sum is rather too high.
+// Too low would look to its siblings as if somebody had tampered with it.
 func (s *Server) fold(live *liveShare, session *session) {
 	if err := region.Guard(func() {
 		slot := &live.usage.Page.Slot[session.slot] // taking the address may read the page already
 		last := slot.Read()
 		for d := range live.devices() {
-			live.usage.Page.Add(d, -int64(min(last.Charged[d], 1<<62)))
+			if last.Quiet() {
+				live.usage.Page.Add(d, -int64(min(last.Charged[d], 1<<62)))
+			}
 		}
 		live.refused += last.Refused
 		live.interrupted = live.interrupted || !last.Quiet()
@@ -34,9 +39,7 @@ func (s *Server) fold(live *liveShare, session *session) {
 		s.flag(live, err.Error())
 	}
 	session.stop()
-	live.slots[session.slot] = nil
-	atomic.StoreInt32(&live.policy.Page.HostPID[session.slot], 0)
-	live.strike(session.slot)
+	live.vacate(session.slot)
 	s.publishImplicit(live)
 	if live.interrupted {
 		s.settle(live)
@@ -44,6 +47,13 @@ func (s *Server) fold(live *liveShare, session *session) {
 	if live.count() == 0 {
 		live.reset()
 	}
+}
+
+// vacate forgets who had a slot.
+func (l *liveShare) vacate(slot int) {
+	l.slots[slot] = nil
+	atomic.StoreInt32(&l.policy.Page.HostPID[slot], 0)
+	l.strike(slot)
 }
 
 // reset makes a share without sessions as new: sums are zero by definition, and tampering has no author left.
@@ -60,23 +70,21 @@ func (l *liveShare) reset() {
 	}
 }
 
-// checkProcess ends the sessions of a process that is alive but no longer maps the page as often as it has sessions: it called
-// exec. The oldest go first. A shim maps the page before it says hello, so a session is never without a mapping; and
+// checkProcess ends those sessions of a process that are no more although no pidfd said so: it called exec, and where the session
+// had the page mapped there is nothing, or another session by now (attaching, the address of one that is about to begin).
 // /proc is read without the lock, which attaches wait for.
-func (s *Server) checkProcess(live *liveShare, pid int) (events []Event) {
+func (s *Server) checkProcess(live *liveShare, pid int, attaching uint64) (events []Event) {
 	s.mu.Lock()
 	mine := live.sessionsOf(pid)
 	s.mu.Unlock()
 	if len(mine) == 0 {
 		return nil
 	}
-	n, err := mappings(pid, live.page)
-	if err != nil || n >= len(mine) { // not ours to read, or dead: then the pidfd speaks
-		return nil
-	}
+	mapped, err := mappings(pid, live.page)
+	lost := lostSessions(mine, mapped, err == nil, attaching)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, session := range mine[:len(mine)-n] {
+	for _, session := range lost {
 		if s.shares[live.spec.ID] != live || live.slots[session.slot] != session {
 			continue // it ended meanwhile
 		}
@@ -84,6 +92,22 @@ func (s *Server) checkProcess(live *liveShare, pid int) (events []Event) {
 		events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: pid, Comm: session.comm, Message: "exec"})
 	}
 	return events
+}
+
+// lostSessions are those of a process's sessions, the oldest first, that have no mapping of their own. Where the maps cannot be
+// read, only a process that is certainly gone has lost any.
+func lostSessions(mine []*session, mapped map[uint64]bool, readable bool, attaching uint64) (lost []*session) {
+	taken := map[uint64]bool{attaching: attaching != 0}
+	for _, session := range slices.Backward(mine) { // of two at one address the newer one is there
+		switch {
+		case session.Gone():
+			lost = append(lost, session)
+		case readable && (!mapped[session.usage] || taken[session.usage]):
+			lost = append(lost, session)
+		}
+		taken[session.usage] = true
+	}
+	return lost
 }
 
 // sessionsOf are a process's sessions, the oldest first.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,19 +23,26 @@ type Process struct {
 	Start uint64 `json:"start"` // clock ticks since boot
 }
 
-// errEnded says that a process is gone.
-var errEnded = errors.New("it has ended")
+// ErrEnded says that a process is gone. Any other error about a process says nothing of its life.
+var ErrEnded = errors.New("it has ended")
 
-// FindProcess reads the start time of a live process. A zombie is not one.
+// FindProcess reads the start time of a live process. One whose main thread has ended lives as long as any thread does.
 func FindProcess(pid int) (Process, error) {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return Process{}, fmt.Errorf("find process: %w", err)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		err = ErrEnded
 	}
-	// The second field is the program's name in brackets, and may hold anything.
+	if err != nil {
+		return Process{}, fmt.Errorf("find process %d: %w", pid, err)
+	}
+	// The second field is the program's name in brackets, and may hold anything. Those after it, from the third: state,
+	// …, number of threads (the 20th), …, start time (the 22nd).
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
-		return Process{}, fmt.Errorf("find process %d: %w", pid, errEnded)
+	if len(fields) < 20 {
+		return Process{}, fmt.Errorf("find process %d: stat has %d fields", pid, len(fields))
+	}
+	if gone := fields[0] == "Z" || fields[0] == "X"; gone && (fields[17] == "0" || fields[17] == "1") {
+		return Process{}, fmt.Errorf("find process %d: %w", pid, ErrEnded)
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
@@ -43,20 +51,29 @@ func FindProcess(pid int) (Process, error) {
 	return Process{PID: pid, Start: start}, nil
 }
 
+// Gone says whether the process has certainly ended.
+func (p Process) Gone() bool {
+	now, err := FindProcess(p.PID)
+	return errors.Is(err, ErrEnded) || err == nil && now != p
+}
+
 // Watch waits for the process's death without a thread or a poll, and then calls dead, once, from its own goroutine. The
-// returned function ends the watch. A process that is gone already is an error.
+// returned function ends the watch. The error wraps ErrEnded for a process that is gone already.
 func (p Process) Watch(dead func()) (stop func(), err error) {
-	fd, err := unix.PidfdOpen(p.PID, unix.PIDFD_NONBLOCK)
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		err = ErrEnded
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true) // PIDFD_NONBLOCK is of Linux 5.10
+	}
 	if err != nil {
-		if errors.Is(err, unix.ESRCH) {
-			err = errEnded
-		}
 		return nil, fmt.Errorf("watch process %d: %w", p.PID, err)
 	}
 	// Between reading the start time and opening the descriptor the pid may have changed hands.
-	if now, err := FindProcess(p.PID); err != nil || now != p {
+	if p.Gone() {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("watch process %d: %w", p.PID, errEnded)
+		return nil, fmt.Errorf("watch process %d: %w", p.PID, ErrEnded)
 	}
 	file := os.NewFile(uintptr(fd), "pidfd") // non-blocking: served by the runtime's poller
 	raw, err := file.SyscallConn()
@@ -94,30 +111,49 @@ func identify(path string) (pageID, error) {
 	return pageID{device: fmt.Sprintf("%02x:%02x", unix.Major(stat.Dev), unix.Minor(stat.Dev)), inode: stat.Ino}, nil
 }
 
-// mappings counts how often a process maps the page for writing: once for each copy of the CUDA shim in it. The NVML shim
-// maps it to read.
-func mappings(pid int, page pageID) (int, error) {
-	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "maps"))
+// errNoMaps says that nothing can be read of what a process maps.
+var errNoMaps = errors.New("its maps cannot be read")
+
+// mappings are the addresses at which a process maps the page for writing: one for each copy of the CUDA shim in it. (The NVML
+// shim maps it to read.) The maps of a main thread that has ended are empty, so the first thread that has any is asked.
+func mappings(pid int, page pageID) (map[uint64]bool, error) {
+	tasks, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "maps"))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	defer func() { _ = f.Close() }()
-	return countMappings(bufio.NewScanner(f), page)
+	for _, task := range tasks {
+		f, err := os.Open(task)
+		if err != nil {
+			continue
+		}
+		lines := bufio.NewScanner(f)
+		found, any := findMappings(lines, page)
+		_ = f.Close()
+		if any && lines.Err() == nil {
+			return found, nil
+		}
+	}
+	return nil, errNoMaps
 }
 
-// countMappings reads lines as "7f00-7f01 rw-s 00000000 00:1b 42   /path".
-func countMappings(lines *bufio.Scanner, page pageID) (n int, err error) {
+// findMappings reads lines as "7f00-7f01 rw-s 00000000 00:1b 42   /path". any says that there was a line at all.
+func findMappings(lines *bufio.Scanner, page pageID) (found map[uint64]bool, any bool) {
+	found = make(map[uint64]bool)
 	lines.Buffer(make([]byte, 16<<10), 1<<20) // a path may be long
 	for lines.Scan() {
+		any = true
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 5 || fields[3] != page.device || fields[2] != "00000000" || !strings.HasPrefix(fields[1], "rw") {
 			continue
 		}
-		if inode, err := strconv.ParseUint(fields[4], 10, 64); err == nil && inode == page.inode {
-			n++
+		from, _, _ := strings.Cut(fields[0], "-")
+		at, err := strconv.ParseUint(from, 16, 64)
+		inode, err2 := strconv.ParseUint(fields[4], 10, 64)
+		if err == nil && err2 == nil && inode == page.inode {
+			found[at] = true
 		}
 	}
-	return n, lines.Err()
+	return found, any
 }
 
 // peer is who connected, as the kernel says; nothing in the message is asked.

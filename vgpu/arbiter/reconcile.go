@@ -14,8 +14,46 @@ import (
 func (s *Server) reconcile() {
 	s.notify(s.checkSessions()...)
 	for _, gpu := range s.gpusInUse() {
-		s.reconcileGPU(gpu)
+		if s.beginAsking(gpu) { // each for itself: one that hangs must not hold up the others
+			go func() {
+				s.reconcileGPU(gpu)
+				s.endAsking(gpu)
+			}()
+		}
 	}
+}
+
+func (s *Server) beginAsking(gpu node.UUID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle := !s.asking[gpu]
+	s.asking[gpu] = true
+	return idle
+}
+
+func (s *Server) endAsking(gpu node.UUID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.asking, gpu)
+}
+
+// memoryError keeps whether a GPU's memory is known, and has an event for each change.
+func (s *Server) memoryError(gpu node.UUID, err error) []Event {
+	now := ""
+	if err != nil {
+		now = err.Error()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.memoryErrors[gpu]
+	s.memoryErrors[gpu] = now
+	switch {
+	case was == now:
+		return nil
+	case now == "":
+		return []Event{{Kind: MemoryKnown, Message: gpu.String()}}
+	}
+	return []Event{{Kind: MemoryUnknown, Message: gpu.String() + ": " + now}}
 }
 
 // checkSessions looks for sessions that ended by exec, sums that drifted, and tenants that say their slot was changed.
@@ -34,7 +72,7 @@ func (s *Server) checkSessions() (events []Event) {
 	s.mu.Unlock()
 	for _, live := range shares {
 		for pid := range processes[live] {
-			events = append(events, s.checkProcess(live, pid)...)
+			events = append(events, s.checkProcess(live, pid, 0)...)
 		}
 		s.mu.Lock()
 		if s.shares[live.spec.ID] == live {
@@ -90,8 +128,8 @@ func (s *Server) gpusInUse() (gpus []node.UUID) {
 func (s *Server) reconcileGPU(gpu node.UUID) {
 	before := s.slotsOn(gpu)
 	used, err := s.config.Memory.ProcessMemory(gpu)
+	s.notify(s.memoryError(gpu, err)...)
 	if err != nil {
-		s.notify(Event{Kind: MemoryUnknown, Message: err.Error()})
 		return
 	}
 	s.mu.Lock()

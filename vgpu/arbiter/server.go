@@ -46,13 +46,15 @@ const (
 	Refused        EventKind = "attach refused"
 	Noted          EventKind = "note from a tenant"
 	MemoryUnknown  EventKind = "memory in use unknown"
+	MemoryKnown    EventKind = "memory in use known again"
+	Lost           EventKind = "share made anew: its pages could not be taken up"
 )
 
 // Spec is what a share is made from.
 type Spec struct {
 	ID        string
 	Grant     share.Grant
-	UID       int // who may find the share's directory
+	GID       int // whose members may find the share's directory, besides root
 	Strict    bool
 	Simulated bool
 }
@@ -75,6 +77,8 @@ type Server struct {
 	mu           sync.Mutex
 	shares       map[string]*liveShare
 	contextBytes map[node.UUID]uint64 // what one context takes, learned from the first that was seen
+	memoryErrors map[node.UUID]string // why a GPU's memory is not known, where it is not
+	asking       map[node.UUID]bool   // GPUs about which NVML is being asked
 	closed       bool
 }
 
@@ -88,6 +92,7 @@ func New(config Config) (*Server, error) {
 	return &Server{
 		config: config, soon: make(chan struct{}, 1),
 		shares: make(map[string]*liveShare), contextBytes: make(map[node.UUID]uint64),
+		memoryErrors: make(map[node.UUID]string), asking: make(map[node.UUID]bool),
 	}, nil
 }
 
@@ -97,7 +102,13 @@ func (s *Server) Restore(specs []Spec) error {
 	known := make(map[string]bool)
 	for _, spec := range specs {
 		known[spec.ID] = true
-		if err := s.add(spec); err != nil {
+		err := s.add(spec)
+		if err == nil {
+			continue
+		}
+		// One share that cannot be taken up must not take the others along. Its programs keep what they hold and get no more.
+		s.notify(Event{Kind: Lost, Share: spec.ID, Message: err.Error()})
+		if err := errors.Join(s.removeFiles(spec.ID), s.add(spec)); err != nil {
 			return fmt.Errorf("restore share %s: %w", spec.ID, err)
 		}
 	}
@@ -151,6 +162,26 @@ func (s *Server) Remove(id string) error {
 
 func (s *Server) removeFiles(id string) error {
 	return errors.Join(os.RemoveAll(filepath.Join(s.config.Shares, id)), os.RemoveAll(filepath.Join(s.config.Sessions, id)))
+}
+
+// RemoveIdle ends a share if no session is left in it, and says whether it did. Between the look and the end nobody attaches.
+func (s *Server) RemoveIdle(id string) (bool, error) {
+	s.mu.Lock()
+	live := s.shares[id]
+	if s.closed || live != nil && live.count() > 0 {
+		s.mu.Unlock()
+		return false, nil
+	}
+	delete(s.shares, id)
+	if live != nil {
+		live.setFlag(region.FlagRevoked)
+		live.close()
+	}
+	s.mu.Unlock()
+	if err := s.removeFiles(id); err != nil {
+		return false, fmt.Errorf("remove share %s: %w", id, err)
+	}
+	return true, nil
 }
 
 // Sessions is how many processes are attached to a share.
@@ -231,6 +262,7 @@ type liveShare struct {
 	// interrupted: a session died in the middle of a change, or kerfd did: the sums may be off until they are settled.
 	interrupted bool
 	tampered    string
+	mended      string // why the usage page had to be made whole when the share was taken up
 	peak        [region.MaxDevices]uint64
 	refused     uint64 // by sessions that have ended
 }
@@ -238,6 +270,7 @@ type liveShare struct {
 // session is one process attached to a share.
 type session struct {
 	Process
+	usage    uint64 // where it mapped the usage page
 	comm     string
 	started  time.Time
 	slot     int

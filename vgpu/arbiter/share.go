@@ -15,6 +15,7 @@ import (
 
 // Names in a share's directory. region.h tells tenants the same.
 const (
+	innerDir   = "s" // what a tenant gets; the share's own directory above it keeps other users out
 	policyFile = "policy"
 	usageFile  = "usage"
 	socketFile = "socket"
@@ -26,7 +27,7 @@ const maxSocketPath = 107
 // add makes or finds the share's directory, maps its pages and listens on its socket. Sessions that a previous kerfd wrote down
 // are taken up again where their process still is what it was.
 func (s *Server) add(spec Spec) error {
-	live := &liveShare{spec: spec, dir: filepath.Join(s.config.Shares, spec.ID), created: s.config.Now()}
+	live := &liveShare{spec: spec, dir: Directory(s.config.Shares, spec.ID), created: s.config.Now()}
 	if err := live.open(filepath.Join(s.config.Sessions, spec.ID)); err != nil {
 		live.close()
 		return err
@@ -47,21 +48,23 @@ func (l *liveShare) open(roster string) error {
 		return fmt.Errorf("socket path %s has %d bytes, the kernel takes %d; use a shorter run directory", socket, len(socket), maxSocketPath)
 	}
 	// Each file appears whole, and the ledger knows of the share before its directory: a kerfd that dies here goes on in Restore.
-	if err := os.Mkdir(l.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := l.makeDirs(); err != nil {
 		return err
-	}
-	if os.Geteuid() == 0 {
-		if err := os.Chown(l.dir, l.spec.UID, -1); err != nil {
-			return err
-		}
 	}
 	var err error
 	// 0644: kerfd writes the policy, and the tenant has it under a read-only mount besides.
 	if l.policy, err = openOrCreate[region.Policy](filepath.Join(l.dir, policyFile), 0o644); err != nil {
 		return err
 	}
-	// 0666: a tenant's processes may be of several users. Nobody else can find the directory.
-	if l.usage, err = openOrCreate[region.Usage](filepath.Join(l.dir, usageFile), 0o666); err != nil {
+	// 0666: a tenant's processes may be of several users. Nobody else gets past the directory above.
+	usage := filepath.Join(l.dir, usageFile)
+	if l.usage, err = openOrCreate[region.Usage](usage, 0o666); err != nil { // the policy is whole, so a tenant has done this
+		l.mended = err.Error()
+		if err = region.Mend[region.Usage](usage); err == nil {
+			l.usage, err = region.Open[region.Usage](usage)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	if l.roster, err = openOrCreate[region.Roster](roster, 0o600); err != nil {
@@ -72,6 +75,27 @@ func (l *liveShare) open(roster string) error {
 	}
 	return l.listen(socket)
 }
+
+// makeDirs makes the share's two directories, both kerfd's own: who could write there could put a link in the place of a page.
+// The outer one lets in root and the holder's group; the inner one, which a tenant has bound into its view, anybody in that view.
+func (l *liveShare) makeDirs() error {
+	outer := filepath.Dir(l.dir)
+	if err := os.Mkdir(outer, 0o710); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(outer, 0, l.spec.GID); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(l.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return errors.Join(os.Chmod(outer, 0o710), os.Chmod(l.dir, 0o711)) // whatever the umask
+}
+
+// Directory is where a share's pages and socket are.
+func Directory(shares, id string) string { return filepath.Join(shares, id, innerDir) }
 
 func (l *liveShare) listen(socket string) (err error) {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a kerfd that was killed

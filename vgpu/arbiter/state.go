@@ -1,9 +1,7 @@
 package arbiter
 
 import (
-	"fmt"
-	"os"
-	"path/filepath"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -89,47 +87,46 @@ func (l *liveShare) fillState(state *ShareState) {
 	}
 }
 
-// resume takes up the sessions that a previous kerfd wrote down. Those whose process ended meanwhile are folded.
+// resume takes up the sessions that a previous kerfd wrote down: first all that live, then the sums are made to fit them. What
+// the dead ones had in hand shows as drift. A session whose process cannot be asked about counts as living.
 func (s *Server) resume(live *liveShare) (events []Event) {
-	found := false
 	for slot := range live.roster.Page.Entry {
 		entry := &live.roster.Page.Entry[slot]
 		if entry.Generation == 0 {
 			continue
 		}
-		found = true
 		session := &session{
-			Process: Process{PID: int(entry.PID), Start: entry.Start}, comm: text(entry.Comm[:]), started: time.Unix(0, entry.Since), slot: slot, stop: func() {},
+			Process: Process{PID: int(entry.PID), Start: entry.Start}, usage: entry.Usage,
+			comm: text(entry.Comm[:]), started: time.Unix(0, entry.Since), slot: slot,
 		}
 		live.generation = max(live.generation, entry.Generation)
-		if err := s.begin(live, session); err != nil {
-			live.slots[slot] = session
-			s.fold(live, session)
+		if err := s.begin(live, session); errors.Is(err, ErrEnded) {
+			live.vacate(slot)
 			events = append(events, Event{Kind: SessionEnded, Share: live.spec.ID, PID: session.PID, Comm: session.comm, Message: "while kerfd was away"})
 		}
 	}
-	live.interrupted = found // the previous kerfd may have died in the middle of a fold
-	if !found {
+	s.clearSlots(live)
+	if live.count() == 0 {
 		live.reset()
-		s.clearSlots(live)
+		return events
 	}
+	if live.mended != "" {
+		s.flag(live, live.mended)
+	}
+	live.interrupted = true // the previous kerfd may have died in the middle of a fold
+	s.settle(live)
 	return events
 }
 
-// clearSlots empties every slot of a share that has no session on record.
+// clearSlots empties every slot that has no session.
 func (s *Server) clearSlots(live *liveShare) {
-	_ = region.Guard(func() {
+	if err := region.Guard(func() {
 		for i := range live.usage.Page.Slot {
-			live.usage.Page.Slot[i].Release()
+			if live.slots[i] == nil {
+				live.usage.Page.Slot[i].Release()
+			}
 		}
-	})
-}
-
-// Directory is where a share's pages and socket are.
-func (s *Server) Directory(id string) (string, error) {
-	dir := filepath.Join(s.config.Shares, id)
-	if _, err := os.Stat(dir); err != nil {
-		return "", fmt.Errorf("find share %s: %w", id, err)
+	}); err != nil {
+		s.flag(live, err.Error())
 	}
-	return dir, nil
 }

@@ -28,6 +28,7 @@ type Holder struct {
 	PID     int    `json:"pid,omitempty"`
 	Start   uint64 `json:"start,omitempty"` // the process's start time in clock ticks since boot
 	UID     int    `json:"uid"`
+	GID     int    `json:"gid"`
 	Command string `json:"command,omitempty"`
 }
 

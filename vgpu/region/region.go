@@ -14,6 +14,7 @@ package region
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"runtime/debug"
@@ -48,11 +49,10 @@ type PolicyDevice struct {
 	Limit        uint64 // charged + implicit never exceed it
 	Guaranteed   uint64
 	Implicit     uint64 // seen by NVML in the share's processes beyond what they charged
-	Floor        uint64 // charged bytes that kerfd last agreed with
 	ContextBytes uint64 // what one context takes on this GPU, 0 while not known
 	Cores        uint32 // percent of GPU time, 0: best effort
 	_            uint32
-	_            [64]byte
+	_            [72]byte
 }
 
 // Policy is the page that kerfd writes.
@@ -108,6 +108,7 @@ type RosterEntry struct {
 	PID        int32
 	Start      uint64 // of the process, in clock ticks since boot
 	Since      int64  // of the session, Unix time in nanoseconds
+	Usage      uint64 // address of the usage page in the process
 	Comm       [16]byte
 }
 
@@ -135,6 +136,7 @@ type Hello struct {
 	Magic, Version uint32
 	Kind           uint32
 	DriverVersion  uint32
+	Usage          uint64 // address of the usage page in the process
 	Comm           [16]byte
 	Note           [64]byte
 }
@@ -168,7 +170,10 @@ type File[T Page] struct {
 func Create[T Page](path string, mode os.FileMode) (*File[T], error) {
 	size := int(unsafe.Sizeof(*new(T)))
 	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, mode)
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a kerfd that was killed here
+		return nil, fmt.Errorf("create page: %w", err)
+	}
+	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, mode)
 	if err != nil {
 		return nil, fmt.Errorf("create page: %w", err)
 	}
@@ -186,10 +191,13 @@ func Create[T Page](path string, mode os.FileMode) (*File[T], error) {
 }
 
 func writeHeader(f *os.File, header []uint32, size int, mode os.FileMode) error {
-	if err := f.Chmod(mode); err != nil { // the umask must not decide who may read a policy
-		return err
+	if mode != 0 {
+		if err := f.Chmod(mode); err != nil { // the umask must not decide who may read a policy
+			return err
+		}
 	}
-	if err := f.Truncate(int64(size)); err != nil {
+	// Allocated, not only sized: on a full tmpfs a store to a sparse page would be a SIGBUS.
+	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(size)); err != nil {
 		return err
 	}
 	_, err := f.WriteAt(unsafe.Slice((*byte)(unsafe.Pointer(&header[0])), 4*len(header)), 0)
@@ -198,12 +206,27 @@ func writeHeader(f *os.File, header []uint32, size int, mode os.FileMode) error 
 
 // Open maps an existing file for reading and writing, as a restarted kerfd does.
 func Open[T Page](path string) (*File[T], error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open page: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	return mapFile[T](f, path)
+}
+
+// Mend gives a page that a tenant can write its size and header again, so that it can be opened whatever was done to it.
+// What the page says besides is not to be believed afterwards.
+func Mend[T Page](path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("mend page: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	size := int(unsafe.Sizeof(*new(T)))
+	if err := errors.Join(f.Truncate(int64(size)), writeHeader(f, []uint32{Magic, Version, uint32(size)}, size, 0)); err != nil {
+		return fmt.Errorf("mend page %s: %w", path, err)
+	}
+	return nil
 }
 
 func mapFile[T Page](f *os.File, path string) (*File[T], error) {

@@ -16,13 +16,12 @@ import (
 
 // The C names of the Go fields. A field that is missing here fails the parity test.
 var cNames = map[string]string{
-	"UUID": "uuid", "Limit": "limit", "Guaranteed": "guaranteed", "Implicit": "implicit", "Floor": "floor",
-	"ContextBytes": "context_bytes", "Cores": "cores", "Magic": "magic", "Version": "version", "Size": "size",
+	"UUID": "uuid", "Limit": "limit", "Guaranteed": "guaranteed", "Implicit": "implicit", "ContextBytes": "context_bytes", "Cores": "cores", "Magic": "magic", "Version": "version", "Size": "size",
 	"DeviceCount": "device_count", "Flags": "flags", "Epoch": "epoch", "Share": "share", "Gate": "gate",
 	"Device": "device", "HostPID": "host_pid", "Generation": "generation", "Enter": "enter", "Leave": "leave",
 	"Charged": "charged", "HostPinned": "host_pinned", "Imported": "imported", "Launches": "launches",
 	"Refused": "refused", "Unknown": "unknown", "Mismatch": "mismatch", "Sum": "sum", "Slot": "slot",
-	"Kind": "kind", "DriverVersion": "driver_version", "Comm": "comm", "Note": "note", "Status": "status", "Reason": "reason",
+	"Kind": "kind", "DriverVersion": "driver_version", "Comm": "comm", "Usage": "usage", "Note": "note", "Status": "status", "Reason": "reason",
 }
 
 var structs = []struct {

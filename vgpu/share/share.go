@@ -24,6 +24,9 @@ import (
 // MaxGPUs is how many GPUs one share can hold: the devices of a policy page.
 const MaxGPUs = 16
 
+// MaxTenants is how many shares one GPU can have.
+const MaxTenants = 32
+
 // MinMemory is the smallest slice: the granule in which the driver takes memory.
 const MinMemory = 2 * node.MiB
 
@@ -91,7 +94,7 @@ func (g GPU) FreeCores() node.Percent {
 }
 
 func (g GPU) fits(r Request) bool {
-	return g.Fault == "" && g.FreeMemory() >= r.Memory && g.FreeCores() >= r.Cores
+	return g.Fault == "" && len(g.Granted) < MaxTenants && g.FreeMemory() >= r.Memory && g.FreeCores() >= r.Cores
 }
 
 // Normalize checks a request against itself and fills in what was left out.
@@ -108,7 +111,7 @@ func (r Request) Normalize() (Request, error) {
 	case !slices.Contains(Classes, r.Class):
 		return r, fmt.Errorf("class %q: not known; use guaranteed, burstable or besteffort", r.Class)
 	case r.GPUs < 0 || r.GPUs > MaxGPUs:
-		return r, fmt.Errorf("gpus %d: outside 1 to %d", r.GPUs, MaxGPUs)
+		return r, fmt.Errorf("gpus %d: outside 1 to %d, the most that one share can hold; ask for fewer", r.GPUs, MaxGPUs)
 	case len(r.GPU) > 0 && r.GPUs != len(r.GPU):
 		return r, fmt.Errorf("gpus %d: but %d GPUs are named; leave one of the two out", r.GPUs, len(r.GPU))
 	}
@@ -164,7 +167,7 @@ func named(gpus []GPU, r Request) (chosen []GPU, err error) {
 		case err != nil:
 			return nil, err
 		case slices.ContainsFunc(chosen, func(c GPU) bool { return c.UUID == g.UUID }):
-			return nil, fmt.Errorf("GPU %q: named twice", name)
+			return nil, fmt.Errorf("GPU %q: named twice, and a share has one part of a GPU; name it once", name)
 		case r.Memory > g.Memory:
 			return nil, fmt.Errorf("memory %s: GPU %d has %s; ask for less", r.Memory, g.Index, g.Memory)
 		case !g.fits(r):
@@ -220,6 +223,9 @@ func noRoom(gpus []GPU, r Request, fitting int) error {
 	asked := fmt.Sprintf("memory %s and %d%% of cores", r.Memory, int(r.Cores))
 	if r.GPUs > 1 {
 		asked += fmt.Sprintf(" on each of %d GPUs", r.GPUs)
+	}
+	if len(roomiest.Granted) >= MaxTenants {
+		return fmt.Errorf("%s: asked, but GPU %d has %d shares, the most that one can have; wait for a share to end (kerf top)", asked, roomiest.Index, MaxTenants)
 	}
 	where := fmt.Sprintf("the most free memory is %s, on GPU %d, which has %d%% of cores left", roomiest.FreeMemory(), roomiest.Index, int(roomiest.FreeCores()))
 	if fitting > 0 {

@@ -38,11 +38,10 @@ struct kerf_policy_device { /* 128 bytes */
 	uint64_t limit;         /* bytes: charged + implicit never exceed it */
 	uint64_t guaranteed;    /* bytes: limit, unless the share may burst */
 	uint64_t implicit;      /* bytes that NVML sees in this share's processes beyond what they charged; kerfd, each second */
-	uint64_t floor;         /* bytes charged that kerfd last agreed with: a sum below it while its slots live is tampering */
 	uint64_t context_bytes; /* bytes that one context takes here, charged when one is created; 0: not learned yet */
 	uint32_t cores;         /* percent of GPU time, 0: best effort */
 	uint32_t reserved0;
-	uint8_t  reserved[64];
+	uint8_t  reserved[72];
 };
 
 struct kerf_policy {
@@ -100,6 +99,7 @@ struct kerf_hello {
 	uint32_t magic, version;  /* region version: a shim and a kerfd of different versions refuse each other */
 	uint32_t kind;
 	uint32_t driver_version;  /* as cuDriverGetVersion, 0 where not known */
+	uint64_t usage;           /* where this copy of the shim mapped the usage page: it names the session in /proc/PID/maps */
 	char     comm[16];
 	char     note[64];
 };

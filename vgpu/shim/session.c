@@ -173,11 +173,11 @@ static int connect_share(const struct share *s)
 	return fd;
 }
 
-static bool ask(int fd, uint32_t kind, uint32_t driver_version, struct kerf_welcome *w)
+static bool ask(int fd, const struct share *s, uint32_t kind, uint32_t driver_version, struct kerf_welcome *w)
 {
 	struct kerf_hello h = {
 		.magic = KERF_REGION_MAGIC, .version = KERF_REGION_VERSION,
-		.kind = kind, .driver_version = driver_version,
+		.kind = kind, .driver_version = driver_version, .usage = (uintptr_t)s->usage,
 	};
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 
@@ -219,7 +219,7 @@ static bool attach_share(struct share *s, uint32_t driver_version, char *why, si
 	for (long wait = 10;; wait = wait < 500 ? wait * 2 : 500) {
 		fd = connect_share(s);
 		if (fd >= 0) {
-			bool answered = ask(fd, KERF_HELLO_ATTACH, driver_version, &w);
+			bool answered = ask(fd, s, KERF_HELLO_ATTACH, driver_version, &w);
 			close(fd);
 			if (answered)
 				break;
@@ -259,7 +259,7 @@ bool kerf_measure(struct device *d)
 	int fd;
 
 	if (load_relaxed(&p->context_bytes) == 0 && (fd = connect_share(d->share)) >= 0) {
-		ask(fd, KERF_HELLO_MEASURE, 0, &w);
+		ask(fd, d->share, KERF_HELLO_MEASURE, 0, &w);
 		close(fd);
 	}
 	/* Not share_room, which never shows more than the limit. */

@@ -90,13 +90,16 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 
 // explain turns a failed connection into what a person can act on.
 func (c *Client) explain(err error) error {
+	info, _ := os.Stat(c.socket)
 	switch {
+	case len(c.socket) > 107:
+		return fmt.Errorf("no kerfd at %s: the path has %d bytes, the kernel takes 107 for a socket; name it by a shorter one", c.socket, len(c.socket))
+	case info != nil && info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("no kerfd at %s: that is not a socket; name kerfd's with --socket", c.socket)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("no kerfd at %s: nothing is there; start one (kerfd, or kerfd --simulate h200x8), or name its socket with --socket", c.socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no kerfd at %s: the socket is stale, its kerfd has died; start kerfd again, it takes over what was left", c.socket)
-	case errors.Is(err, syscall.ENOTSOCK):
-		return fmt.Errorf("no kerfd at %s: that is not a socket; name kerfd's with --socket", c.socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("kerfd at %s: user %d may not connect; run as root, or set socketMode in kerfd's configuration", c.socket, os.Getuid())
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):

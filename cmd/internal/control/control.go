@@ -27,7 +27,6 @@ const (
 	GrantsPath = "/v1/grants" // POST GrantRequest → Granted; DELETE /v1/grants/ID
 	StatePath  = "/v1/state"  // GET → State
 	NodePath   = "/v1/node"   // GET → Node
-	ConfigPath = "/v1/config" // GET → the configuration in force, YAML
 )
 
 // DefaultRunDir is where a kerfd that serves the machine keeps its sockets and shares.

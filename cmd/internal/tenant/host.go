@@ -14,6 +14,9 @@ var usualDirs = []string{
 	"/usr/lib/wsl/lib", "/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/local/cuda/compat", "/usr/local/lib",
 }
 
+// usualPatterns are where CUDA's forward compatibility packages put a driver library of their own.
+var usualPatterns = []string{"/usr/local/cuda*/compat", os.Getenv("CONDA_PREFIX") + "/cuda-compat", os.Getenv("CONDA_PREFIX") + "/lib"}
+
 // FindHost looks at this machine.
 func FindHost() Host {
 	listing := loaderListing()
@@ -43,6 +46,10 @@ func loaderListing() string {
 
 func find(listing string, names ...string) (files []string) {
 	dirs := slices.Concat(filepath.SplitList(os.Getenv("LD_LIBRARY_PATH")), usualDirs)
+	for _, pattern := range usualPatterns {
+		found, _ := filepath.Glob(pattern) // the patterns are well formed
+		dirs = append(dirs, found...)
+	}
 	for _, name := range names {
 		candidates := inCache(listing, name)
 		for _, dir := range dirs {
