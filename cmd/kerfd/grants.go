@@ -246,6 +246,10 @@ func (g *grants) gpuState(gpu share.GPU, inShares map[int]bool) control.GPU {
 		return out
 	}
 	for pid, bytes := range used {
+		if bytes == arbiter.UnknownBytes {
+			out.Error = fmt.Sprintf("the driver does not say how much process %d has", pid)
+			continue
+		}
 		out.Used += bytes
 		if !inShares[pid] {
 			out.Outside += bytes

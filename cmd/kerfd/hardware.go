@@ -16,6 +16,7 @@ import (
 	"github.com/kerf-gpu/kerf/internal/nvml"
 	"github.com/kerf-gpu/kerf/internal/sim"
 	"github.com/kerf-gpu/kerf/internal/sysfs"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
@@ -194,7 +195,7 @@ func (h *hardware) shareGPUs() []share.GPU {
 	return gpus
 }
 
-// ProcessMemory says how many bytes each process has on a GPU.
+// ProcessMemory says how many bytes each process has on a GPU, for the arbiter.
 func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
 	if h.lib == nil { // tenants of a driver that is being replaced
 		return nil, nvml.ErrNoDriver
@@ -206,9 +207,10 @@ func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
 	used := make(map[int]node.Bytes)
 	for _, p := range processes {
 		if p.Unknown { // 0 bytes would make contexts free
-			return nil, fmt.Errorf("the driver does not say how much process %d has", p.PID)
+			used[p.PID] = arbiter.UnknownBytes
+		} else if used[p.PID] != arbiter.UnknownBytes {
+			used[p.PID] += p.Bytes
 		}
-		used[p.PID] += p.Bytes
 	}
 	return used, nil
 }

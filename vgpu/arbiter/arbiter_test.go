@@ -353,6 +353,11 @@ func TestImplicitBytes(t *testing.T) {
 	a.do("charge 1048576")
 	r.nvml.set(a.cmd.Process.Pid, 513*node.MiB)
 	r.wait("a charge is not implicit", func(s ShareState) bool { return s.Devices[0].Used() == 513*node.MiB })
+	r.nvml.set(a.cmd.Process.Pid, UnknownBytes)
+	r.server.reconcileGPU(testGPU)
+	if got := r.server.State()[0].Devices[0].Used(); got != 513*node.MiB {
+		t.Errorf("the driver no longer tells: %s count, want what was known", got)
+	}
 	a.kill()
 	r.wait("nothing left", func(s ShareState) bool { return s.Devices[0].Used() == 0 })
 }

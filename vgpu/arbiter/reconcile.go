@@ -137,8 +137,8 @@ func (s *Server) reconcileGPU(gpu node.UUID) {
 	after := s.slotsOnLocked(gpu)
 	for key, now := range after {
 		was := before[key]
-		if len(was.slots) != len(now.slots) {
-			continue // a session came or went meanwhile
+		if len(was.slots) != len(now.slots) || used[key.pid] == UnknownBytes {
+			continue // a session came or went meanwhile; or what was known last goes on to count
 		}
 		nvml := uint64(used[key.pid])
 		bytes, ok := implicitBytes(nvml, was.slots, now.slots, now.device)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,7 +22,10 @@ import (
 // reconcileEvery is how often the books are compared with NVML.
 const reconcileEvery = time.Second
 
-// Memory says how many bytes each process has on a GPU, by the host's pids. internal/nvml does.
+// UnknownBytes is what the driver has for a process of which it does not tell, for lack of rights or under some modes.
+const UnknownBytes node.Bytes = math.MaxUint64
+
+// Memory says how many bytes each process has on a GPU, by the host's pids, or UnknownBytes. internal/nvml does.
 type Memory interface {
 	ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error)
 }
