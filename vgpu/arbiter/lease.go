@@ -37,6 +37,9 @@ const (
 	// stayFactor bounds what swapping can cost: a tenth of the time, each way.
 	stayFactor = 10
 
+	// minStay is for memory that is quickly moved: unmapping it makes the GPU wait, however little it is.
+	minStay = 5 * minLease
+
 	maxLeaseGPUs = 64
 )
 

@@ -14,34 +14,34 @@ import (
 type LeaseEvent interface{ apply(s *step) error }
 
 type (
-	// TenantJoined: a share is in force, without processes yet.
+	// TenantJoined says that a share is in force, without processes yet.
 	TenantJoined struct{ Tenant LeaseTenant }
 
-	// TenantChanged: weight, limits or class are others now. It joined before.
+	// TenantChanged says that weight, limits or class are others now. It joined before.
 	TenantChanged struct{ Tenant LeaseTenant }
 
-	// TenantLeft: the share has ended, and whatever it had.
+	// TenantLeft says that the share has ended, and whatever it had.
 	TenantLeft struct{ Tenant string }
 
-	// ProcessJoined: a process attached to the share. Its gate is the share's.
+	// ProcessJoined says that a process attached to the share. Its gate is the share's.
 	ProcessJoined struct {
 		Tenant  string
 		Process int
 	}
 
-	// ProcessEnded: it died, left or called exec. Its work and memory are gone.
+	// ProcessEnded says that it died, left or called exec. Its work and memory are gone.
 	ProcessEnded struct {
 		Tenant  string
 		Process int
 	}
 
-	// WorkBegan: it waits at a closed gate, or was seen to submit through an open one.
+	// WorkBegan says that it waits at a closed gate, or was seen to submit through an open one.
 	WorkBegan struct {
 		Tenant  string
 		Process int
 	}
 
-	// WorkEnded: it has submitted nothing for a while, and all that it submitted is done.
+	// WorkEnded says that it has submitted nothing for a while, and all that it submitted is done.
 	WorkEnded struct {
 		Tenant  string
 		Process int
@@ -55,10 +55,10 @@ type (
 		At      time.Duration
 	}
 
-	// TimerFired: the time of SetTimer has come.
+	// TimerFired says that the time of SetTimer has come.
 	TimerFired struct{}
 
-	// MemoryAsked: the process wants to allocate. BringIn answers it once there is room, or Refuse if there never can be.
+	// MemoryAsked says that the process wants to allocate. BringIn answers it once there is room, or Refuse if there never can be.
 	MemoryAsked struct {
 		Tenant  string
 		Process int
@@ -66,7 +66,7 @@ type (
 		Bytes   node.Bytes
 	}
 
-	// MemoryFreed: bytes of a process are no more. Absent says that they were swapped out.
+	// MemoryFreed says that bytes of a process are no more. Absent says that they were swapped out.
 	MemoryFreed struct {
 		Tenant  string
 		Process int

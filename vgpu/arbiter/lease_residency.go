@@ -80,8 +80,8 @@ func (s *step) settleMemory(w *tenancy) {
 	if w.arriving && (!w.busy() || w.stuck) {
 		w.arriving = false // what is on its way still arrives
 	}
-	if !w.busy() || w.stuck || w.complete() {
-		return
+	if !w.busy() || w.stuck || w.complete() || w.leaving() {
+		return // what is being moved out is not met by more coming in, or the two could go on for ever
 	}
 	if !w.arriving {
 		if !s.fitsNow(w) && !s.mayArrive(w) {
@@ -251,7 +251,7 @@ func (s *step) arrived() {
 		}
 		wasBusy := t.busy()
 		if t.arriving {
-			t.stay = s.clock + stayFactor*(s.clock-t.departed)
+			t.stay = s.clock + max(stayFactor*(s.clock-t.departed), minStay)
 		}
 		t.asking, t.arriving = false, false
 		s.rested(t, wasBusy)

@@ -27,6 +27,7 @@ type machine struct {
 	timer  time.Duration
 	queue  calendar
 	steps  int
+	idle   int      // events since time passed, but by a timer
 	guests []*guest // in the order in which they joined
 }
 
@@ -97,9 +98,18 @@ func (m *machine) run(d time.Duration) {
 		}
 		switch {
 		case m.timer > 0 && m.timer <= at:
+			if m.idle++; m.idle > 10_000 {
+				m.t.Fatalf("at %s: the timer fires again and again, and nothing comes of it: %+v", m.now, m.leases)
+			}
 			m.now, m.timer = max(m.now, m.timer), 0
 			m.step(TimerFired{})
 		case len(m.queue.alarms) > 0 && at == m.queue.alarms[0].at && at <= until:
+			if m.idle++; at > m.now {
+				m.idle = 0
+			}
+			if m.idle > 10_000 {
+				m.t.Fatalf("at %s: much happens, and no time passes: %+v", m.now, m.leases)
+			}
 			m.now = at
 			heap.Pop(&m.queue).(alarm).do()
 		default:

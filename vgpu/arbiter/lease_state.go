@@ -117,6 +117,8 @@ func (t *tenancy) moving() bool {
 	return t.anyPages(func(p *pages) bool { return p.in > 0 || p.out > 0 })
 }
 
+func (t *tenancy) leaving() bool { return t.anyPages(func(p *pages) bool { return p.out > 0 }) }
+
 func (t *tenancy) anyPages(is func(*pages) bool) bool {
 	return slices.ContainsFunc(t.processes, func(p process) bool {
 		return slices.ContainsFunc(p.memory, func(m pages) bool { return is(&m) })
