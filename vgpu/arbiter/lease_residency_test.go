@@ -72,6 +72,9 @@ func TestResidency(t *testing.T) {
 			[]Decision{Evict{"a", 1, 0, 2 * gi}, BringIn{"c", 3, 0, 2 * gi}, BringIn{"c", 3, 0, gi}}},
 		{"a death makes room at once", inTurn(has("a", 1, g, 0, 4*gi), has("b", 2, g, 0, 4*gi), newcomer(g, 4*gi), []LeaseEvent{ProcessEnded{"a", 1}}),
 			[]Decision{Evict{"a", 1, 0, 2 * gi}, BringIn{"c", 3, 0, 2 * gi}, BringIn{"c", 3, 0, 2 * gi}}},
+		{"what is leaving is not met by more coming in", inTurn(has("a", 1, e, 0, 4*gi), has("b", 2, g, 4*gi, 4*gi), []LeaseEvent{WorkBegan{"a", 1}}, newcomer(g, 3*gi),
+			[]LeaseEvent{Swapped{"a", 1, 0, gi / 2, true}, MemoryFreed{"c", 3, 0, 3 * gi, true}}),
+			[]Decision{Evict{"a", 1, 0, gi}, BringIn{"c", 3, 0, 2 * gi}, BringIn{"c", 3, 0, gi / 2}}},
 		{"freed bytes make room", inTurn(has("a", 1, g, 0, 4*gi), has("b", 2, g, 0, 4*gi), []LeaseEvent{MemoryFreed{"a", 1, 0, gi, false}}, newcomer(g, 3*gi)),
 			[]Decision{BringIn{"c", 3, 0, 3 * gi}}},
 	} {
