@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -22,9 +24,24 @@ type vendorDriver struct {
 	cuda            int
 }
 
-const debianSources = `deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] mirror+file:/etc/apt/mirrors.list bookworm non-free
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] mirror+file:/etc/apt/mirrors.list trixie non-free contrib
-`
+// debianSources are the suites that hold these packages, on the archive that this machine takes its own packages from.
+func debianSources() (string, error) {
+	out, err := exec.Command("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask apt for Debian's archive: %w", err)
+	}
+	archives := slices.DeleteFunc(strings.Fields(string(out)), func(uri string) bool {
+		return !strings.HasSuffix(strings.TrimSuffix(uri, "/"), "/debian") // security updates and others' archives
+	})
+	if len(archives) == 0 {
+		return "", errors.New("apt has no Debian archive among its sources")
+	}
+	var text strings.Builder
+	for _, suite := range []string{"bookworm non-free", "trixie non-free contrib"} {
+		fmt.Fprintf(&text, "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s\n", archives[0], suite)
+	}
+	return text.String(), nil
+}
 
 // debian is the cache directory with apt's private state, once it has been set up.
 var debian = sync.OnceValues(func() (string, error) {
@@ -41,7 +58,11 @@ var debian = sync.OnceValues(func() (string, error) {
 			return "", err
 		}
 	}
-	for name, text := range map[string]string{"sources.list": debianSources, "status": ""} {
+	sources, err := debianSources()
+	if err != nil {
+		return "", err
+	}
+	for name, text := range map[string]string{"sources.list": sources, "status": ""} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return "", err
 		}
