@@ -185,6 +185,33 @@ func TestOtherUsersShare(t *testing.T) {
 	}
 }
 
+// After an upgrade of the driver without a reboot, its library and the kernel's module are of different versions.
+func TestDriverMismatch(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	kerf := filepath.Join(binaries, "kerf")
+	if got := end(t, exec.Command(kerf, "sim", "start", "h200x8", "--root", root)); got.code != 0 {
+		t.Fatal(got.stderr)
+	}
+	version := filepath.Join(root, "proc/driver/nvidia/version")
+	text, err := os.ReadFile(version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(version, bytes.Replace(text, []byte("580.95.05"), []byte("535.261.03"), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte("root: "+root+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := filepath.Join(t.TempDir(), "run")
+	got := end(t, exec.Command(filepath.Join(binaries, "kerfd"), "--config", config, "--run-dir", run))
+	oneLine(t, "mismatch", got, 1, "535.261.03", "another version than the kernel module", "reboot")
+	if _, err := os.Stat(run); err == nil {
+		t.Error("the run directory was left behind")
+	}
+}
+
 func TestSecondDaemon(t *testing.T) {
 	r := startRig(t)
 	run := filepath.Dir(r.Socket())

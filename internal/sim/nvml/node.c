@@ -100,6 +100,21 @@ static void adopt(struct sim_gpu *s)
 	}
 }
 
+/* The kernel module must be of the library's version, as NVIDIA's must: after an upgrade without a reboot it is not. Where there is no
+ * /proc of the driver, as in a tenant's view, there is nothing to compare. */
+static bool module_matches(const struct sim_ctl *ctl)
+{
+	char path[sizeof node.root + 32], text[256];
+	snprintf(path, sizeof path, "%s/proc/driver/nvidia/version", node.root);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return true;
+	ssize_t n = read(fd, text, sizeof text - 1);
+	close(fd);
+	text[n > 0 ? n : 0] = 0;
+	return strstr(text, ctl->driver_version) != NULL;
+}
+
 /* Maps the node once and for good. Under the lock of system.c. */
 nv_return node_open(void)
 {
@@ -109,7 +124,7 @@ nv_return node_open(void)
 	struct sim_ctl *ctl = map_device("nvidiactl", sizeof *ctl, &node.ctl_fd);
 	if (!ctl)
 		return NV_DRIVER_NOT_LOADED;
-	if (ctl->magic != SIM_CTL_MAGIC || ctl->version != SIM_VERSION)
+	if (ctl->magic != SIM_CTL_MAGIC || ctl->version != SIM_VERSION || !module_matches(ctl))
 		return NV_LIB_RM_VERSION_MISMATCH;
 	for (int i = 0; i < SIM_MAX_GPUS; i++) {
 		char name[32];
