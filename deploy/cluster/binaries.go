@@ -29,6 +29,10 @@ var (
 	containerdMod []byte
 	//go:embed modules/containerd.sum
 	containerdSum []byte
+	//go:embed modules/kwok.mod
+	kwokMod []byte
+	//go:embed modules/kwok.sum
+	kwokSum []byte
 )
 
 // module is a go.mod, and the binaries that are built in it.
@@ -57,6 +61,9 @@ func modules() []module {
 			{"ctr", containerd + "/cmd/ctr"},
 			{"etcd", "go.etcd.io/etcd/server/v3"},
 		}},
+		{"kwok", "sigs.k8s.io/kwok", kwokMod, kwokSum, []binary{
+			{"kwok", "sigs.k8s.io/kwok/cmd/kwok"},
+		}},
 	}
 }
 
@@ -72,12 +79,15 @@ func (m module) version() (string, error) {
 // ldflags give the binaries the version that they report: kubelet and the API server compare theirs.
 func (m module) ldflags(version string) string {
 	const strip = "-s -w"
-	if m.name != "kubernetes" {
-		return fmt.Sprintf("%s -X %s/version.Version=%s", strip, m.main, version)
+	switch m.name {
+	case "kubernetes":
+		const pkg = "k8s.io/component-base/version"
+		part := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+		return fmt.Sprintf("%s -X %s.gitVersion=%s -X %s.gitMajor=%s -X %s.gitMinor=%s", strip, pkg, version, pkg, part[0], pkg, part[1])
+	case "kwok":
+		return fmt.Sprintf("%s -X %s/pkg/consts.Version=%s", strip, m.main, version)
 	}
-	const pkg = "k8s.io/component-base/version"
-	part := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
-	return fmt.Sprintf("%s -X %s.gitVersion=%s -X %s.gitMajor=%s -X %s.gitMinor=%s", strip, pkg, version, pkg, part[0], pkg, part[1])
+	return fmt.Sprintf("%s -X %s/version.Version=%s", strip, m.main, version)
 }
 
 // key names the module's cache directory: its version, and a digest of all that the binaries are made of.
@@ -147,10 +157,13 @@ func lastLine(out []byte) string {
 	return string(out[bytes.LastIndexByte(out, '\n')+1:])
 }
 
-// buildAll builds every module, and returns the directories by module name.
-func buildAll(ctx context.Context) (map[string]string, error) {
+// buildAll builds the modules, and returns the directories by module name. kwok is for simulated nodes only.
+func buildAll(ctx context.Context, kwok bool) (map[string]string, error) {
 	dirs := map[string]string{}
 	for _, m := range modules() {
+		if m.name == "kwok" && !kwok {
+			continue
+		}
 		dir, err := m.build(ctx, say)
 		if err != nil {
 			return nil, err
@@ -161,15 +174,19 @@ func buildAll(ctx context.Context) (map[string]string, error) {
 }
 
 func buildVerb(ctx context.Context, args []string) error {
-	if _, err := newFlags("build").parse(args, 0, 0); err != nil {
+	f := newFlags("build")
+	kwok := f.Bool("kwok", false, "kwok too, for simulated nodes")
+	if _, err := f.parse(args, 0, 0); err != nil {
 		return err
 	}
-	dirs, err := buildAll(ctx)
+	dirs, err := buildAll(ctx, *kwok)
 	if err != nil {
 		return err
 	}
 	for _, m := range modules() {
-		fmt.Println(dirs[m.name])
+		if dir, built := dirs[m.name]; built {
+			fmt.Println(dir)
+		}
 	}
 	return nil
 }

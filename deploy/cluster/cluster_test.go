@@ -30,9 +30,18 @@ func TestBinaries(t *testing.T) {
 			if !strings.HasPrefix(m.key(version, "go"), m.name+"-"+version+"-") {
 				t.Errorf("key %q does not begin with name and version", m.key(version, "go"))
 			}
-			_, tools, _ := strings.Cut(string(m.mod), "tool (")
-			tools, _, _ = strings.Cut(tools, ")")
-			want := strings.Fields(tools)
+			out, err := exec.Command("go", "mod", "edit", "-json", "modules/"+m.name+".mod").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var mod struct{ Tool []struct{ Path string } }
+			if err := json.Unmarshal(out, &mod); err != nil {
+				t.Fatal(err)
+			}
+			var want []string
+			for _, tool := range mod.Tool {
+				want = append(want, tool.Path)
+			}
 			var got []string
 			for _, b := range m.binaries {
 				got = append(got, b.pkg)
@@ -182,7 +191,7 @@ func untar(t *testing.T, r io.Reader) map[string][]byte {
 }
 
 // program builds the cluster program, and skips where no cluster can be started.
-func program(t *testing.T) string {
+func program(t *testing.T, needs ...string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a cluster needs root")
@@ -191,8 +200,10 @@ func program(t *testing.T) string {
 	if err != nil {
 		t.Skip(err)
 	}
-	if found, _ := filepath.Glob(filepath.Join(cache, "kerf/cluster/containerd-*/etcd")); len(found) == 0 {
-		t.Skip("the binaries are not in the cache: run cluster build, which takes minutes")
+	for _, name := range append(needs, "kubelet", "etcd") {
+		if found, _ := filepath.Glob(filepath.Join(cache, "kerf/cluster/*", name)); len(found) == 0 {
+			t.Skipf("%s is not in the cache: run cluster build --kwok, which takes minutes", name)
+		}
 	}
 	bin := filepath.Join(t.TempDir(), "cluster")
 	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
@@ -251,6 +262,22 @@ func TestCluster(t *testing.T) {
 	}
 	command(t, bin, "down", at)
 	nothingLeft(t, l, s)
+}
+
+// TestSimulated starts two clusters beside each other, one with simulated nodes.
+func TestSimulated(t *testing.T) {
+	bin := program(t, "kwok")
+	one, other := directory(t, bin), directory(t, bin)
+	command(t, bin, "up", "--dir", one.dir, "--simulated-nodes", "20")
+	command(t, bin, "up", "--dir", other.dir)
+	for dir, want := range map[string]int{one.dir: 21, other.dir: 1} {
+		nodes := command(t, bin, "kubectl", "--dir", dir, "get", "nodes", "-o", "name")
+		if got := len(strings.Fields(nodes)); got != want {
+			t.Errorf("%s has %d nodes, want %d", dir, got, want)
+		}
+	}
+	command(t, bin, "down", "--dir", one.dir)
+	command(t, bin, "smoke", "--dir", other.dir)
 }
 
 // TestCrash kills up at any moment, and then expects down to leave nothing.

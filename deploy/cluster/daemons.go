@@ -68,6 +68,13 @@ func daemons(l layout, s state) []daemon {
 			all[i].argv = append(d.argv, "--feature-gates="+s.Gates)
 		}
 	}
+	if s.Nodes > 0 {
+		address := net.JoinHostPort(s.nodeIP(), "10247")
+		all = append(all, daemon{name: "kwok", url: "http://" + address + "/healthz", argv: join(s.Kwok+"/kwok", "--kubeconfig="+l.kubeconfig(),
+			"--config="+l.conf("kwok.yaml"), "--manage-nodes-with-label-selector="+simulatedLabel+"="+simulatedValue, "--server-address="+address,
+			// It renews leases four times in this, and a node without renewal for 50 s is not ready.
+			"--node-lease-duration-seconds=120")})
+	}
 	return all
 }
 
@@ -92,6 +99,8 @@ var (
 	kubeletConf string
 	//go:embed conf/cni.conflist
 	cniConf string
+	//go:embed conf/kwok.yaml
+	kwokConf []byte
 )
 
 // configuration renders the files of the daemons, by path.
@@ -100,7 +109,7 @@ func configuration(l layout, s state) (map[string][]byte, error) {
 		"CA": l.pki("ca.crt"), "Cert": l.pki("kubelet.crt"), "Key": l.pki("kubelet.key"), "NodeIP": s.nodeIP(), "Port": kubeletPort, "PodNet": s.podNet(),
 		"Link": s.link(), "Cgroup": "/" + s.cgroup(), "Pause": pauseImage, "Plugins": cniPlugins,
 	}
-	files := map[string][]byte{}
+	files := map[string][]byte{l.conf("kwok.yaml"): kwokConf} // it has templates of kwok's own
 	for path, text := range map[string]string{
 		l.conf("containerd.toml"): containerdConf, l.conf("kubelet.yaml"): kubeletConf, l.root("etc/cni/net.d/kerf.conflist"): cniConf,
 	} {

@@ -56,6 +56,8 @@ type state struct {
 	Bin   string // directory of the binaries of Kubernetes
 	Tools string // directory of the binaries of containerd and etcd
 	Gates string `json:",omitempty"` // feature gates of all components
+	Nodes int    `json:",omitempty"` // simulated nodes
+	Kwok  string `json:",omitempty"` // directory of kwok
 }
 
 // slots bounds the clusters of one machine.

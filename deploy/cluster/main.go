@@ -37,14 +37,14 @@ type verb struct {
 
 func verbs() []verb {
 	return []verb{
-		{"up", "[--dir DIR] [--feature-gates A=true,...]", "start the cluster and wait until it is ready", upVerb},
+		{"up", "[--dir DIR] [--feature-gates A=true,...] [--simulated-nodes N]", "start the cluster and wait until it is ready", upVerb},
 		{"down", "[--dir DIR]", "stop all that up started, and remove it", downVerb},
 		{"kubectl", "[--dir DIR] ARG...", "run kubectl on the cluster", kubectlVerb},
 		{"load", "[--dir DIR] FILE.tar...", "import images, from archives of docker or OCI", loadVerb},
 		{"image", "[--dir DIR] [--output FILE.tar] [--entrypoint A,B] NAME PATH=FILE...", "make an image of busybox and these files, and import it", imageVerb},
 		{"restart", "[--dir DIR] NAME", "kill -9 one of the daemons and start it again", restartVerb},
 		{"smoke", "[--dir DIR]", "run a pod to its end, and see that the API serves what Kerf needs", smokeVerb},
-		{"build", "", "build the binaries into the cache, without starting anything", buildVerb},
+		{"build", "[--kwok]", "build the binaries into the cache, without starting anything", buildVerb},
 		{"launch", "", "", launchVerb},
 		{"mounts", "", "", mountsVerb},
 	}

@@ -69,8 +69,18 @@ func makeNamespace(ctx context.Context, l layout) error {
 	return nil
 }
 
-// mountsVerb makes the node's mounts in the namespace that it was started in.
+// mountsVerb makes the node's mounts in the namespace that it was started in, which must not be the machine's.
 func mountsVerb(_ context.Context, args []string) error {
+	if len(args) != 1 {
+		return usageError{errors.New("mounts is for cluster up alone; run that")}
+	}
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("find the own namespace: %w", err)
+	}
+	if parent, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", os.Getppid())); err != nil || parent == own {
+		return usageError{errors.New("mounts is for cluster up alone, in a namespace of its own; run that")}
+	}
 	l := layout{args[0]}
 	if err := nodeMounts(l); err != nil {
 		return err
@@ -78,7 +88,7 @@ func mountsVerb(_ context.Context, args []string) error {
 	if err := os.Stdout.Close(); err != nil {
 		return fmt.Errorf("tell that the mounts are made: %w", err)
 	}
-	_, err := io.ReadAll(os.Stdin)
+	_, err = io.ReadAll(os.Stdin)
 	return err
 }
 
@@ -135,7 +145,6 @@ func mountPoints(r io.Reader, dir string) ([]string, error) {
 		if len(field) < 5 {
 			return nil, fmt.Errorf("read mountinfo: line %q has %d fields, not the 10 or more that the kernel writes", lines.Text(), len(field))
 		}
-		// The kernel writes blanks and such in octal; the directory of a cluster is compared as the kernel writes it.
 		if point := unescape.Replace(field[4]); within(point, dir) {
 			points = append(points, point)
 		}
@@ -144,6 +153,7 @@ func mountPoints(r io.Reader, dir string) ([]string, error) {
 	return points, lines.Err()
 }
 
+// unescape undoes the octal that the kernel writes for what would break its lines.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // unmountAll unmounts all at and under a directory, and fails if anything is left: what is removed next must be the cluster's only.

@@ -129,6 +129,9 @@ func start(l layout, d daemon, ends chan<- ended) error {
 
 // launchVerb becomes a daemon.
 func launchVerb(_ context.Context, args []string) error {
+	if len(args) != 2 {
+		return usageError{errors.New("launch is for cluster up and restart alone; run those")}
+	}
 	l := layout{args[0]}
 	s, err := l.running()
 	if err != nil {

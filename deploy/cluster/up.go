@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,9 +18,13 @@ const readyWithin = 3 * time.Minute
 func upVerb(ctx context.Context, args []string) error {
 	f := newFlags("up")
 	gates := f.String("feature-gates", "", "feature gates of every Kubernetes component")
+	nodes := f.Int("simulated-nodes", 0, "nodes of kwok beside the real one")
 	l, err := f.parse(args, 0, 0)
 	if err != nil {
 		return err
+	}
+	if *nodes < 0 || *nodes > simulatedLimit {
+		return usageError{fmt.Errorf("up: %d simulated nodes asked; ask for 0 to %d", *nodes, simulatedLimit)}
 	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("up: it runs as user %d and needs root for namespaces, control groups and a bridge; run it with sudo", os.Geteuid())
@@ -27,7 +32,7 @@ func upVerb(ctx context.Context, args []string) error {
 	if err := installPackages(ctx); err != nil {
 		return err
 	}
-	bins, err := buildAll(ctx)
+	bins, err := buildAll(ctx, *nodes > 0)
 	if err != nil {
 		return err
 	}
@@ -44,7 +49,7 @@ func upVerb(ctx context.Context, args []string) error {
 		return err
 	}
 	began := time.Now()
-	s := state{Slot: slot, Bin: bins["kubernetes"], Tools: bins["containerd"], Gates: *gates}
+	s := state{Slot: slot, Bin: bins["kubernetes"], Tools: bins["containerd"], Gates: *gates, Nodes: *nodes, Kwok: bins["kwok"]}
 	if err := up(ctx, l, s); err != nil {
 		// What was made goes, even where the start was interrupted.
 		return errorsInLine(fmt.Errorf("start the cluster: %w", err), down(context.WithoutCancel(ctx), l))
@@ -156,10 +161,19 @@ func startAll(ctx context.Context, l layout, s state) error {
 	if err := w.until(ctx, "node "+nodeName, func() error { return nodeReady(ctx, server) }); err != nil {
 		return err
 	}
-	return w.until(ctx, "the default service account", func() error {
-		_, err := server.do(ctx, "GET", "/api/v1/namespaces/default/serviceaccounts/default", nil)
+	if err := w.until(ctx, "the default service account", func() error {
+		_, err := server.do(ctx, http.MethodGet, "/api/v1/namespaces/default/serviceaccounts/default", nil)
 		return err
-	})
+	}); err != nil {
+		return err
+	}
+	if s.Nodes == 0 {
+		return nil
+	}
+	if err := makeSimulated(ctx, server, s.Nodes); err != nil {
+		return err
+	}
+	return w.until(ctx, "the simulated nodes", func() error { return simulatedReady(ctx, server, s.Nodes) })
 }
 
 func nodeReady(ctx context.Context, server *api) error {
