@@ -12,7 +12,7 @@ LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 TESTTIME ?= 12m
 export GOFLAGS ?= -p=2
 
-.PHONY: help build clib bin demo test lint generate check bench gpu-check soak deps clean
+.PHONY: help build clib bin demo test lint generate check bench gpu-check soak cluster cluster-down deps clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -39,8 +39,9 @@ soak: build ## The long forms of the crash tests (thousands of kills)
 	KERF_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run 'Soak|Crash' ./...
 
 lint: ## Vet, lint, and check the format
-	@test -z "$$(gofmt -l cmd internal vgpu bench)" || { gofmt -l cmd internal vgpu bench; echo "run gofmt -w"; exit 1; }
+	@test -z "$$(gofmt -l cmd internal vgpu bench deploy)" || { gofmt -l cmd internal vgpu bench deploy; echo "run gofmt -w"; exit 1; }
 	$(GO) vet ./...
+	cd deploy/cluster && $(GO) vet ./...
 	$(LINT) run
 
 generate: ## Make the generated files again
@@ -55,6 +56,14 @@ bench: build ## Overhead of the shim, native and shim in one run
 
 gpu-check: ## Run the GPU suite on a machine with an NVIDIA GPU, from a tree built elsewhere or here
 	bench/gpu/check.sh $(B)
+
+cluster: ## A real one-node Kubernetes on this machine, built from Go modules (15 minutes the first time)
+	@mkdir -p $(B)/bin
+	cd deploy/cluster && $(GO) build -o ../../$(B)/bin/cluster .
+	$(B)/bin/cluster up
+
+cluster-down: ## Stop it, and remove what it made
+	$(B)/bin/cluster down
 
 DEPS := gcc clang make git libc6-dev libc-bin file
 deps: ## Install what a fresh Debian machine lacks
