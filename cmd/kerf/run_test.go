@@ -290,6 +290,13 @@ func TestRootless(t *testing.T) {
 	if got := end(t, cmd); got.code != 0 || !strings.Contains(got.stdout, "CUDA_ERROR_OUT_OF_MEMORY") {
 		t.Errorf("as nobody: %+v", got)
 	}
+	// Who could write in a share's directory could put a link in the place of a page, and root's kerfd would write through it.
+	cmd = r.Sliced(t.Context(), rig.Slice{Memory: "2Gi"}, "sh", "-c",
+		`cd "$0"/shares/"$(ls /run/kerf/shares)"/s && { touch x || rm policy || mv policy y || cd .. && touch x; } 2>/dev/null || echo refused`, socketDir)
+	cmd.SysProcAttr = asNobody()
+	if got := end(t, cmd); got.stdout != "refused\n" {
+		t.Errorf("a tenant in its share's directory: %+v", got)
+	}
 }
 
 func asNobody() *syscall.SysProcAttr {

@@ -274,6 +274,20 @@ func TestCrashOfTheMainThread(t *testing.T) {
 	d.eventually("nothing is left", func() bool { return len(d.state().Shares) == 0 })
 }
 
+// What a killed kerfd left of a simulated node is not served as another one.
+func TestCrashAndAnotherProfile(t *testing.T) {
+	d := startDaemon(t)
+	d.kill()
+	out, err := exec.Command(filepath.Join(build, "bin/kerfd"), "--simulate", "l40sx4", "--run-dir", d.dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "simulate l40sx4: ") || !strings.Contains(string(out), "another profile") {
+		t.Errorf("%v: %s", err, out)
+	}
+	d.start()
+	if n := len(d.state().GPUs); n != 8 {
+		t.Errorf("the node that was left has %d GPUs now, want its 8", n)
+	}
+}
+
 // kerfd comes back without a driver, as in the middle of a driver's upgrade, while a tenant lives.
 func TestCrashAndNoDriver(t *testing.T) {
 	d := startDaemon(t)
