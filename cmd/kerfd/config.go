@@ -11,10 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
 
 // Config is kerfd's one file. `kerfd config print` shows it with the defaults filled in.
@@ -34,12 +37,6 @@ type SimulateConfig struct {
 	Profile  string `yaml:"profile"`  // name or file; empty: use the real hardware
 	ZeroCost bool   `yaml:"zeroCost"` // a driver whose calls take no time, for benches
 }
-
-// The kernel's limit for the path of a unix socket, and what a share adds to the shares' directory: /ID/s/socket.
-const (
-	maxSocketPath = 107
-	shareSocket   = 1 + 16 + len("/s/socket")
-)
 
 // readConfig reads a file, "" being an empty one. An unknown key is an error: a limit that is misspelt must not be lost.
 func readConfig(path string) (Config, error) {
@@ -85,8 +82,8 @@ func (c Config) complete() (Config, error) {
 		}
 		*dir = absolute
 	}
-	if longest := len(c.sharesDir()) + shareSocket; longest > maxSocketPath {
-		return c, fmt.Errorf("config: runDir %s: the sockets below it would have paths of %d bytes, the kernel takes %d; use a shorter one", c.RunDir, longest, maxSocketPath)
+	if longest := len(arbiter.Socket(arbiter.Directory(c.sharesDir(), strings.Repeat("0", ledger.IDLength)))); longest > arbiter.MaxSocketPath {
+		return c, fmt.Errorf("config: runDir %s: the sockets below it would have paths of %d bytes, the kernel takes %d; use a shorter one", c.RunDir, longest, arbiter.MaxSocketPath)
 	}
 	if _, err := c.mode(); err != nil {
 		return c, err

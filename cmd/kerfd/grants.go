@@ -152,11 +152,11 @@ func (g *grants) sweep() {
 
 // release is the holder giving its grant back.
 func (g *grants) release(id string, uid int) error {
-	i := slices.IndexFunc(g.ledger.Entries(), func(e ledger.Entry) bool { return e.ID == id })
-	if i < 0 {
+	entry, ok := g.ledger.Entry(id)
+	if !ok {
 		return fmt.Errorf("share %q: not there; kerf top lists the shares", id)
 	}
-	if owner := g.ledger.Entries()[i].Holder.UID; uid != 0 && uid != owner {
+	if owner := entry.Holder.UID; uid != 0 && uid != owner {
 		return fmt.Errorf("share %s: it is user %d's, not user %d's", id, owner, uid)
 	}
 	g.holderGone(id)
@@ -201,7 +201,7 @@ func (g *grants) endIfIdle(id string) {
 func (g *grants) onEvent(e arbiter.Event) {
 	level := slog.LevelDebug
 	switch e.Kind {
-	case arbiter.Tampered, arbiter.MemoryUnknown, arbiter.Refused, arbiter.Noted:
+	case arbiter.Tampered, arbiter.MemoryUnknown, arbiter.MemoryKnown, arbiter.Refused, arbiter.Noted, arbiter.Lost:
 		level = slog.LevelWarn
 	case arbiter.SessionEnded:
 		g.endIfIdle(e.Share)
@@ -213,14 +213,12 @@ func (g *grants) onEvent(e arbiter.Event) {
 func (g *grants) state(uid int) control.State {
 	s := control.State{Schema: control.TopSchema, Time: time.Now().UTC(), Simulated: g.hardware.Node().Simulated, GPUs: []control.GPU{}, Shares: []control.Share{}}
 	live := g.arbiter.State()
-	entries := g.ledger.Entries()
 	inShares := make(map[int]bool)
 	for _, state := range live {
 		for _, session := range state.Sessions {
 			inShares[session.PID] = true
 		}
-		if i := slices.IndexFunc(entries, func(e ledger.Entry) bool { return e.ID == state.ID }); i >= 0 {
-			e := entries[i]
+		if e, ok := g.ledger.Entry(state.ID); ok {
 			if uid != 0 && uid != e.Holder.UID {
 				state.ID = hiddenID
 			}

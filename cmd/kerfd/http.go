@@ -14,8 +14,6 @@ import (
 	"time"
 	"unicode"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
@@ -31,7 +29,7 @@ type server struct {
 	config Config
 }
 
-// listen makes the socket. The ledger's lock is held already, so a socket that is there belongs to nobody alive.
+// listen makes the socket. The run directory's lock is held already, so a socket that is there belongs to nobody alive.
 func (s *server) listen() (net.Listener, error) {
 	mode, err := s.config.mode()
 	if err != nil {
@@ -51,7 +49,7 @@ func (s *server) listen() (net.Listener, error) {
 	return listener, nil
 }
 
-type peerKey struct{}
+type clientKey struct{}
 
 // serve answers until the context ends.
 func (s *server) serve(ctx context.Context, listener net.Listener) error {
@@ -60,7 +58,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 		ReadTimeout: 10 * time.Second, // a client that says nothing must not hold a descriptor for long
 		IdleTimeout: time.Minute,
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, peerOf(conn))
+			return context.WithValue(ctx, clientKey{}, clientOf(conn))
 		},
 	}
 	ended := make(chan struct{})
@@ -126,36 +124,27 @@ func (s *server) deleteGrant(w http.ResponseWriter, r *http.Request) {
 	answer(w, struct{}{}, err)
 }
 
-// peerOf is who connected, as the kernel says.
-func peerOf(conn net.Conn) *unix.Ucred {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return nil
-	}
-	var cred *unix.Ucred
-	_ = raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return cred
+// client is who is at the other end of a connection; err is why its process could not be told.
+type client struct {
+	arbiter.Peer
+	err error
+}
+
+func clientOf(conn net.Conn) client {
+	peer, err := arbiter.FindPeer(conn.(*net.UnixConn))
+	return client{peer, err}
 }
 
 func holderOf(ctx context.Context) (ledger.Holder, error) {
-	cred, _ := ctx.Value(peerKey{}).(*unix.Ucred)
-	if cred == nil || cred.Pid <= 0 {
-		return ledger.Holder{}, errors.New("kerfd cannot tell who asks; run kerf in the same pid namespace as kerfd, or in one below it")
+	c := ctx.Value(clientKey{}).(client) // ConnContext puts it in every request's
+	if c.err != nil {
+		return ledger.Holder{}, fmt.Errorf("kerfd cannot tell who asks (%w); run kerf in the same pid namespace as kerfd, or in one below it", c.err)
 	}
-	process, err := arbiter.FindProcess(int(cred.Pid))
-	if err != nil {
-		return ledger.Holder{}, err
-	}
-	return ledger.Holder{Door: "run", PID: process.PID, Start: process.Start, UID: int(cred.Uid), GID: int(cred.Gid)}, nil
+	return ledger.Holder{Door: "run", PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID}, nil
 }
 
-// uidOf is the user who asks; one that cannot be told is nobody.
-func uidOf(ctx context.Context) int {
-	if cred, _ := ctx.Value(peerKey{}).(*unix.Ucred); cred != nil {
-		return int(cred.Uid)
-	}
-	return -1
-}
+// uidOf is the user who asks.
+func uidOf(ctx context.Context) int { return ctx.Value(clientKey{}).(client).UID }
 
 // printable is a command as it may stand in root's terminal and log: a user chose it.
 func printable(command string) string {

@@ -9,11 +9,12 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
-	"golang.org/x/sys/unix"
 )
 
 // serve builds the parts and runs them until the context ends. Shares stay in force for the next kerfd; where there are

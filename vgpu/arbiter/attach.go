@@ -45,24 +45,24 @@ func (s *Server) greet(live *liveShare, conn *net.UnixConn) *region.Welcome {
 	if err != nil || !ok {
 		return refuse(region.WelcomeDenied, "the message was not a hello; is this Kerf's shim?")
 	}
-	process, err := peer(conn)
+	peer, err := FindPeer(conn)
 	if err != nil {
 		return refuse(region.WelcomeDenied, fmt.Sprintf("kerfd cannot tell who asks (%v); run it in the host's pid namespace", err))
 	}
 	comm := text(hello.Comm[:])
 	switch {
 	case hello.Version != region.Version:
-		s.notify(Event{Kind: Refused, Share: live.spec.ID, PID: process.PID, Comm: comm, Message: "region version differs"})
+		s.notify(Event{Kind: Refused, Share: live.spec.ID, PID: peer.PID, Comm: comm, Message: "region version differs"})
 		return refuse(region.WelcomeVersion, fmt.Sprintf("the shim has region version %d, kerfd has %d; install both from one release", hello.Version, region.Version))
 	case hello.Kind == region.HelloMeasure:
 		s.measure(live)
 		return &region.Welcome{}
 	case hello.Kind == region.HelloNote:
-		s.notify(Event{Kind: Noted, Share: live.spec.ID, PID: process.PID, Comm: comm, Message: text(hello.Note[:])})
+		s.notify(Event{Kind: Noted, Share: live.spec.ID, PID: peer.PID, Comm: comm, Message: text(hello.Note[:])})
 		s.reconcileSoon()
 		return &region.Welcome{}
 	}
-	return s.attach(live, process, hello.Usage, comm)
+	return s.attach(live, peer.Process, hello.Usage, comm)
 }
 
 func (s *Server) attach(live *liveShare, process Process, usage uint64, comm string) *region.Welcome {

@@ -156,24 +156,34 @@ func findMappings(lines *bufio.Scanner, page pageID) (found map[uint64]bool, any
 	return found, any
 }
 
-// peer is who connected, as the kernel says; nothing in the message is asked.
-func peer(conn *net.UnixConn) (Process, error) {
+// Peer is a process at the other end of a unix socket, and its user.
+type Peer struct {
+	Process
+	UID, GID int
+}
+
+// FindPeer is who connected, as the kernel says; nothing in any message is asked. Where the process cannot be told, the user
+// mostly can; a user who cannot is -1, so that nobody is taken for root.
+func FindPeer(conn *net.UnixConn) (Peer, error) {
+	nobody := Peer{UID: -1, GID: -1}
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return Process{}, err
+		return nobody, err
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return Process{}, err
+		return nobody, err
 	}
 	if credErr != nil {
-		return Process{}, credErr
+		return nobody, credErr
 	}
+	peer := Peer{UID: int(cred.Uid), GID: int(cred.Gid)}
 	if cred.Pid <= 0 { // the peer is in a pid namespace that kerfd cannot see into
-		return Process{}, fmt.Errorf("peer has no pid here")
+		return peer, errors.New("peer has no pid here")
 	}
-	return FindProcess(int(cred.Pid))
+	peer.Process, err = FindProcess(int(cred.Pid))
+	return peer, err
 }

@@ -142,33 +142,12 @@ func (s *Server) Add(spec Spec) error {
 	return nil
 }
 
-// Remove ends a share: no new session, no further allocation, and the directory goes. Sessions that still live keep what
-// they hold until they die, so the caller waits for them before it grants the bytes again.
-func (s *Server) Remove(id string) error {
-	s.mu.Lock()
-	live := s.shares[id]
-	delete(s.shares, id)
-	if live != nil {
-		live.setFlag(region.FlagRevoked)
-		live.close()
-		for _, session := range live.slots {
-			if session != nil {
-				session.stop()
-			}
-		}
-	}
-	s.mu.Unlock()
-	if err := s.removeFiles(id); err != nil {
-		return fmt.Errorf("remove share %s: %w", id, err)
-	}
-	return nil
-}
-
 func (s *Server) removeFiles(id string) error {
 	return errors.Join(os.RemoveAll(filepath.Join(s.config.Shares, id)), os.RemoveAll(filepath.Join(s.config.Sessions, id)))
 }
 
-// RemoveIdle ends a share if no session is left in it, and says whether it did. Between the look and the end nobody attaches.
+// RemoveIdle ends a share if no session is left in it, and says whether it did: no new session, and its files go. Between the look
+// and the end nobody attaches.
 func (s *Server) RemoveIdle(id string) (bool, error) {
 	s.mu.Lock()
 	live := s.shares[id]
@@ -186,16 +165,6 @@ func (s *Server) RemoveIdle(id string) (bool, error) {
 		return false, fmt.Errorf("remove share %s: %w", id, err)
 	}
 	return true, nil
-}
-
-// Sessions is how many processes are attached to a share.
-func (s *Server) Sessions(id string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if live := s.shares[id]; live != nil {
-		return live.count()
-	}
-	return 0
 }
 
 // Run reconciles until the context ends. Shares stay in force afterwards, for the next kerfd.

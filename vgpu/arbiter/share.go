@@ -21,8 +21,8 @@ const (
 	socketFile = "socket"
 )
 
-// maxSocketPath is the kernel's limit for the path of a unix socket.
-const maxSocketPath = 107
+// MaxSocketPath is the kernel's limit for the path of a unix socket, in bytes.
+const MaxSocketPath = 107
 
 // add makes or finds the share's directory, maps its pages and listens on its socket. Sessions that a previous kerfd wrote down
 // are taken up again where their process still is what it was.
@@ -43,9 +43,9 @@ func (s *Server) add(spec Spec) error {
 }
 
 func (l *liveShare) open(roster string) error {
-	socket := filepath.Join(l.dir, socketFile)
-	if len(socket) > maxSocketPath {
-		return fmt.Errorf("socket path %s has %d bytes, the kernel takes %d; use a shorter run directory", socket, len(socket), maxSocketPath)
+	socket := Socket(l.dir)
+	if len(socket) > MaxSocketPath {
+		return fmt.Errorf("socket path %s has %d bytes, the kernel takes %d; use a shorter run directory", socket, len(socket), MaxSocketPath)
 	}
 	// Each file appears whole, and the ledger knows of the share before its directory: a kerfd that dies here goes on in Restore.
 	if err := l.makeDirs(); err != nil {
@@ -96,6 +96,9 @@ func (l *liveShare) makeDirs() error {
 
 // Directory is where a share's pages and socket are.
 func Directory(shares, id string) string { return filepath.Join(shares, id, innerDir) }
+
+// Socket is the socket in a share's directory.
+func Socket(dir string) string { return filepath.Join(dir, socketFile) }
 
 func (l *liveShare) listen(socket string) (err error) {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a kerfd that was killed

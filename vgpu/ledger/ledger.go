@@ -93,6 +93,14 @@ func (l *Ledger) Release(id string) error {
 	return nil
 }
 
+// Entry is the grant with an id.
+func (l *Ledger) Entry(id string) (Entry, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	entry, ok := l.entries[id]
+	return entry, ok
+}
+
 // Entries are all grants, the oldest first.
 func (l *Ledger) Entries() []Entry {
 	l.mu.Lock()
@@ -123,8 +131,11 @@ func (l *Ledger) fill(gpus []share.GPU) []share.GPU {
 	return filled
 }
 
+// IDLength is how many characters the id of a share has.
+const IDLength = 16
+
 func newID() string {
-	var id [8]byte
+	var id [IDLength / 2]byte
 	_, _ = rand.Read(id[:]) // never fails: crypto/rand ends the program instead
 	return hex.EncodeToString(id[:])
 }

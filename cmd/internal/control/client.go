@@ -13,6 +13,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 )
 
 // Client talks to one kerfd.
@@ -92,8 +94,8 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 func (c *Client) explain(err error) error {
 	info, _ := os.Stat(c.socket)
 	switch {
-	case len(c.socket) > 107:
-		return fmt.Errorf("no kerfd at %s: the path has %d bytes, the kernel takes 107 for a socket; name it by a shorter one", c.socket, len(c.socket))
+	case len(c.socket) > arbiter.MaxSocketPath:
+		return fmt.Errorf("no kerfd at %s: the path has %d bytes, the kernel takes %d for a socket; name it by a shorter one", c.socket, len(c.socket), arbiter.MaxSocketPath)
 	case info != nil && info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("no kerfd at %s: that is not a socket; name kerfd's with --socket", c.socket)
 	case errors.Is(err, fs.ErrNotExist):
