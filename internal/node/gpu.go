@@ -132,6 +132,7 @@ type MIGProfile struct {
 	SMs        int    `json:"sms"`
 	Slices     int    `json:"slices"`
 	MaxCount   int    `json:"maxCount"`
+	Size       int    `json:"size,omitempty"`       // memory slices that a placement takes, of the card's eight
 	Placements []int  `json:"placements,omitempty"` // possible first memory slices
 }
 

@@ -41,6 +41,7 @@ func (l *Library) migProfiles(r *reader, dev gonvml.Device) []node.MIGProfile {
 		places, ret := dev.GetGpuInstancePossiblePlacements(&gonvml.GpuInstanceProfileInfo{Id: info.Id})
 		if r.optional("MIG placements", ret) {
 			for _, place := range places {
+				p.Size = int(place.Size)
 				p.Placements = append(p.Placements, int(place.Start))
 			}
 		}
