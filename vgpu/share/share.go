@@ -6,6 +6,7 @@
 //	memory   bytes of one GPU's memory, guaranteed and a hard limit
 //	cores    percent of one GPU's time: a guaranteed share. 0 is best effort: the time that others leave
 //	class    who waits and who gives way first under pressure
+//	tenants  as how many of a card's 32 places a share counts: 32 has the card alone
 //
 // Trap: memory and cores are for each GPU of a grant, not for all of them together.
 package share
@@ -43,64 +44,74 @@ const (
 // Classes lists every class, strongest first.
 var Classes = []Class{Guaranteed, Burstable, BestEffort}
 
+// Backend is what enforces a limit.
+type Backend string
+
+// The backends.
+const (
+	BackendAuto   Backend = "auto"   // whatever the node has, both where it has both
+	BackendShim   Backend = "shim"   // Kerf's library in front of the driver's
+	BackendNative Backend = "native" // the driver itself, by control group
+)
+
+// Backends lists every backend.
+var Backends = []Backend{BackendAuto, BackendShim, BackendNative}
+
 // Request is what a tenant asks for.
 type Request struct {
-	Memory node.Bytes   `json:"memory"`         // on each GPU
-	Cores  node.Percent `json:"cores"`          // of each GPU's time
-	GPUs   int          `json:"gpus,omitempty"` // how many; 0 means 1, or as many as GPU names
-	GPU    []string     `json:"gpu,omitempty"`  // which: indices, UUIDs or beginnings of UUIDs; empty means any
-	Class  Class        `json:"class,omitempty"`
+	Memory      node.Bytes   `json:"memory"`                // on each GPU
+	Limit       node.Bytes   `json:"limit,omitempty"`       // the hard limit; 0 means Memory. More is a burst into what is free
+	Cores       node.Percent `json:"cores"`                 // of each GPU's time
+	Capped      bool         `json:"capped,omitempty"`      // Cores is a limit too
+	Class       Class        `json:"class,omitempty"`       // empty means guaranteed
+	Tenants     int          `json:"tenants,omitempty"`     // as how many it counts; 0 means 1, MaxTenants has the card alone
+	MinResident node.Bytes   `json:"minResident,omitempty"` // never swapped out
+	Backend     Backend      `json:"backend,omitempty"`     // empty means auto
+	Admin       bool         `json:"admin,omitempty"`       // it watches, and holds nothing
+	GPUs        int          `json:"gpus,omitempty"`        // how many; 0 means 1, or as many as GPU names
+	GPU         []string     `json:"gpu,omitempty"`         // which: indices, UUIDs or beginnings of UUIDs; empty means any
+	Placement   *Placement   `json:"placement,omitempty"`   // of a MIG instance; Memory is then what its profile has
 }
+
+func (r Request) tenants() int { return max(1, r.Tenants) }
 
 // Device is a grant's part of one GPU.
 type Device struct {
-	UUID   node.UUID    `json:"uuid"`
-	Index  int          `json:"index"` // when it was granted
-	Memory node.Bytes   `json:"memory"`
-	Cores  node.Percent `json:"cores"`
+	UUID      node.UUID    `json:"uuid"`
+	Index     int          `json:"index"` // when it was granted
+	Memory    node.Bytes   `json:"memory"`
+	Limit     node.Bytes   `json:"limit,omitempty"` // 0 means Memory
+	Cores     node.Percent `json:"cores"`
+	Tenants   int          `json:"tenants,omitempty"` // 0 means 1
+	Mode      Mode         `json:"mode,omitempty"`    // of the card, when it was granted; empty is vgpu
+	Placement *Placement   `json:"placement,omitempty"`
+	MIG       node.MIGUUID `json:"mig,omitzero"` // the instance, once there is one
 }
+
+// HardLimit is what the tenant can have at most, in bytes.
+func (d Device) HardLimit() node.Bytes { return max(d.Limit, d.Memory) }
 
 // Grant is what a tenant holds.
 type Grant struct {
-	Devices []Device `json:"devices"`
-	Class   Class    `json:"class"`
-}
-
-// GPU is one GPU as the policy sees it: what can be granted there, and what is.
-type GPU struct {
-	UUID    node.UUID
-	Index   int
-	Memory  node.Bytes // that can be granted: the card's, less what the driver keeps
-	Fault   string     // why nothing may be granted here; empty: nothing is wrong
-	Granted []Device
-}
-
-// FreeMemory is what is left to grant, in bytes.
-func (g GPU) FreeMemory() node.Bytes {
-	used := node.Bytes(0)
-	for _, d := range g.Granted {
-		used += d.Memory
-	}
-	return g.Memory - min(used, g.Memory)
-}
-
-// FreeCores is what is left to guarantee, in percent.
-func (g GPU) FreeCores() node.Percent {
-	used := node.Percent(0)
-	for _, d := range g.Granted {
-		used += d.Cores
-	}
-	return 100 - min(used, 100)
-}
-
-func (g GPU) fits(r Request) bool {
-	return g.Fault == "" && len(g.Granted) < MaxTenants && g.FreeMemory() >= r.Memory && g.FreeCores() >= r.Cores
+	Devices     []Device   `json:"devices"`
+	Class       Class      `json:"class"`
+	Capped      bool       `json:"capped,omitempty"`
+	MinResident node.Bytes `json:"minResident,omitempty"`
+	Backend     Backend    `json:"backend,omitempty"`
+	Admin       bool       `json:"admin,omitempty"`
 }
 
 // Normalize checks a request against itself and fills in what was left out.
 func (r Request) Normalize() (Request, error) {
 	r.Class = cmp.Or(r.Class, Guaranteed)
 	r.GPUs = cmp.Or(r.GPUs, max(1, len(r.GPU)))
+	r.Backend = cmp.Or(r.Backend, BackendAuto)
+	if r.Limit == r.Memory {
+		r.Limit = 0
+	}
+	if r.Admin { // nothing is left that could be counted
+		r = Request{Admin: true, GPUs: r.GPUs, GPU: r.GPU, Class: r.Class, Backend: r.Backend, Memory: MinMemory}
+	}
 	switch {
 	case r.Memory == 0:
 		return r, errors.New("memory 0: a slice without memory can run nothing; ask for at least " + MinMemory.String())
@@ -110,6 +121,14 @@ func (r Request) Normalize() (Request, error) {
 		return r, r.Cores.Validate()
 	case !slices.Contains(Classes, r.Class):
 		return r, fmt.Errorf("class %q: not known; use guaranteed, burstable or besteffort", r.Class)
+	case r.Limit != 0 && r.Limit < r.Memory:
+		return r, fmt.Errorf("memoryLimit %s: less than the memory of %s that is guaranteed; set at least that, or leave it out", r.Limit, r.Memory)
+	case r.MinResident > r.Memory:
+		return r, fmt.Errorf("minResident %s: more than the memory of %s that is guaranteed; set at most that", r.MinResident, r.Memory)
+	case r.Tenants < 0 || r.Tenants > MaxTenants:
+		return r, fmt.Errorf("tenants %d: outside 1 to %d; %d has the card alone", r.Tenants, MaxTenants, MaxTenants)
+	case !slices.Contains(Backends, r.Backend):
+		return r, fmt.Errorf("backend %q: not known; use auto, shim or native", r.Backend)
 	case r.GPUs < 0 || r.GPUs > MaxGPUs:
 		return r, fmt.Errorf("gpus %d: outside 1 to %d, the most that one share can hold; ask for fewer", r.GPUs, MaxGPUs)
 	case len(r.GPU) > 0 && r.GPUs != len(r.GPU):
@@ -132,9 +151,9 @@ func Decide(gpus []GPU, request Request) (Grant, error) {
 	if err != nil {
 		return Grant{}, err
 	}
-	grant := Grant{Class: r.Class}
+	grant := Grant{Class: r.Class, Capped: r.Capped, MinResident: r.MinResident, Backend: r.Backend, Admin: r.Admin}
 	for _, g := range chosen {
-		grant.Devices = append(grant.Devices, Device{UUID: g.UUID, Index: g.Index, Memory: r.Memory, Cores: r.Cores})
+		grant.Devices = append(grant.Devices, g.part(r))
 	}
 	slices.SortFunc(grant.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
 	return grant, nil
@@ -147,7 +166,7 @@ func choose(gpus []GPU, r Request) ([]GPU, error) {
 	if r.GPUs > len(gpus) {
 		return nil, fmt.Errorf("gpus %d: this node has %d; ask for fewer", r.GPUs, len(gpus))
 	}
-	if largest := slices.MaxFunc(gpus, func(a, b GPU) int { return cmp.Compare(a.Memory, b.Memory) }); r.Memory > largest.Memory {
+	if largest := slices.MaxFunc(gpus, byMemory); r.Memory > largest.Memory {
 		return nil, fmt.Errorf("memory %s: the largest GPU here has %s; ask for less", r.Memory, largest.Memory)
 	}
 	fitting := slices.DeleteFunc(slices.Clone(gpus), func(g GPU) bool { return !g.fits(r) })
@@ -168,8 +187,6 @@ func named(gpus []GPU, r Request) (chosen []GPU, err error) {
 			return nil, err
 		case slices.ContainsFunc(chosen, func(c GPU) bool { return c.UUID == g.UUID }):
 			return nil, fmt.Errorf("GPU %q: named twice, and a share has one part of a GPU; name it once", name)
-		case r.Memory > g.Memory:
-			return nil, fmt.Errorf("memory %s: GPU %d has %s; ask for less", r.Memory, g.Index, g.Memory)
 		case !g.fits(r):
 			return nil, noRoom([]GPU{g}, r, 0)
 		}
@@ -213,21 +230,21 @@ func span(gpus []GPU) string {
 	return "GPU " + strings.Join(indices, ", ")
 }
 
-// noRoom says what stands in the way: faults, memory or cores.
+// noRoom says what stands in the way: faults, modes, memory or cores.
 func noRoom(gpus []GPU, r Request, fitting int) error {
-	healthy := slices.DeleteFunc(slices.Clone(gpus), func(g GPU) bool { return g.Fault != "" })
-	if len(healthy) == 0 {
-		return fmt.Errorf("GPU %d: %s; nothing is granted there until that is cleared (kerf doctor)", gpus[0].Index, gpus[0].Fault)
+	emptiest, ok := emptiest(gpus, r)
+	if !ok {
+		return errors.New(gpus[0].refuses(r))
 	}
-	roomiest := slices.MaxFunc(healthy, func(a, b GPU) int { return cmp.Compare(a.FreeMemory(), b.FreeMemory()) })
 	asked := fmt.Sprintf("memory %s and %d%% of cores", r.Memory, int(r.Cores))
 	if r.GPUs > 1 {
 		asked += fmt.Sprintf(" on each of %d GPUs", r.GPUs)
 	}
-	if len(roomiest.Granted) >= MaxTenants {
-		return fmt.Errorf("%s: asked, but GPU %d has %d shares, the most that one can have; wait for a share to end (kerf top)", asked, roomiest.Index, MaxTenants)
+	if free := emptiest.FreeTenants(); free < r.tenants() {
+		return fmt.Errorf("%s: asked, but GPU %d has room for %d more of the %d shares that one can have, and %d asked; wait for a share to end (kerf top)",
+			asked, emptiest.Index, free, MaxTenants, r.tenants())
 	}
-	where := fmt.Sprintf("the most free memory is %s, on GPU %d, which has %d%% of cores left", roomiest.FreeMemory(), roomiest.Index, int(roomiest.FreeCores()))
+	where := fmt.Sprintf("the most free memory is %s, on GPU %d, which has %d%% of cores left", emptiest.FreeMemory(), emptiest.Index, int(emptiest.FreeCores()))
 	if fitting > 0 {
 		where = fmt.Sprintf("%d GPUs have room for that", fitting)
 	}

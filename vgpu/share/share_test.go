@@ -53,7 +53,7 @@ func TestDecide(t *testing.T) {
 		{"named twice", []GPU{gpu(0, 80*gi)}, Request{Memory: gi, GPU: []string{"0", "gpu-01aa"}}, nil, "named twice"},
 		{"lost card", []GPU{lost}, Request{Memory: gi}, nil, "GPU 0: lost; nothing is granted there"},
 		{"the lost one is passed over", []GPU{lost, gpu(1, 80*gi)}, Request{Memory: gi}, []int{1}, ""},
-		{"32 shares on one GPU", []GPU{crowded}, Request{Memory: gi}, nil, "GPU 0 has 32 shares, the most that one can have"},
+		{"32 shares on one GPU", []GPU{crowded}, Request{Memory: gi}, nil, "GPU 0 has room for 0 more of the 32 shares that one can have, and 1 asked"},
 		{"no GPUs", nil, Request{Memory: gi}, nil, "no GPU on this node"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
