@@ -427,3 +427,36 @@ func TestMangledPageStopsNothing(t *testing.T) {
 	a.kill()
 	r.wait("whole again", func(s ShareState) bool { return s.Tampered == "" && s.Devices[0].Charged == 0 })
 }
+
+func TestAddedTwiceIsOneShare(t *testing.T) {
+	r := newRig(t)
+	a := attached(t, r)
+	a.do("charge 1000")
+	if err := r.server.Add(spec()); err != nil { // a claim that is prepared again
+		t.Fatal(err)
+	}
+	if state := r.wait("the books as they were", charged(1000)); len(state.Sessions) != 1 {
+		t.Errorf("sessions %+v, want the one", state.Sessions)
+	}
+	b := attached(t, r)
+	b.do("charge 500")
+	r.wait("and open to new sessions", charged(1500))
+}
+
+func TestLimitAboveTheGuarantee(t *testing.T) {
+	r := newRig(t)
+	burst := spec()
+	burst.ID = "fedcba9876543210"
+	burst.Grant.Devices = []share.Device{{UUID: testGPU, Memory: node.GiB, Limit: 3 * node.GiB, Mode: share.ModeOvercommit}}
+	if err := r.server.Add(burst); err != nil {
+		t.Fatal(err)
+	}
+	policy, err := region.Open[region.Policy](filepath.Join(Directory(filepath.Join(r.dir, "shares"), burst.ID), policyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = policy.Close() }()
+	if d := policy.Page.Device[0]; node.Bytes(d.Limit) != 3*node.GiB || node.Bytes(d.Guaranteed) != node.GiB {
+		t.Errorf("limit %d, guaranteed %d", d.Limit, d.Guaranteed)
+	}
+}

@@ -133,13 +133,22 @@ func (s *Server) Restore(specs []Spec) error {
 	return nil
 }
 
-// Add puts a new grant in force.
+// Add puts a grant in force; it is no error that it is already.
 func (s *Server) Add(spec Spec) error {
+	if s.inForce(spec.ID) {
+		return nil
+	}
 	if err := s.add(spec); err != nil {
 		_ = s.removeFiles(spec.ID)
 		return fmt.Errorf("open share %s: %w", spec.ID, err)
 	}
 	return nil
+}
+
+func (s *Server) inForce(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shares[id] != nil
 }
 
 func (s *Server) removeFiles(id string) error {

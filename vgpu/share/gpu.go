@@ -34,6 +34,7 @@ type GPU struct {
 	Mode       Mode         // empty is vgpu
 	Overcommit node.Percent // of Memory that guarantees may add up to, in overcommit mode; 0 is 100
 	Fault      string       // why nothing may be granted here; empty: nothing is wrong
+	Foreign    []Placement  // MIG instances that Kerf did not make, and leaves alone
 	Granted    []Device
 }
 
@@ -114,8 +115,13 @@ func (g GPU) refusesPlacement(p Placement) string {
 	if p.Start < 0 || p.Size < 1 || p.Start+p.Size > MIGSlices {
 		return fmt.Sprintf("MIG placement %s: outside the card's %d memory slices; ask for one that kerf topo lists", p, MIGSlices)
 	}
+	for _, foreign := range g.Foreign {
+		if foreign.Overlaps(p) {
+			return fmt.Sprintf("MIG placement %s: GPU %d has %s in its place, which Kerf did not make; remove that with nvidia-smi mig, or ask for another", p, g.Index, foreign)
+		}
+	}
 	for _, d := range g.Granted {
-		if d.Placement != nil && d.Placement.overlaps(p) {
+		if d.Placement != nil && d.Placement.Overlaps(p) {
 			return fmt.Sprintf("MIG placement %s: GPU %d has %s in its place; wait for that share to end (kerf top)", p, g.Index, d.Placement)
 		}
 	}
@@ -160,7 +166,8 @@ func (p Placement) String() string {
 	return fmt.Sprintf("%s at slice %d", p.Profile, p.Start)
 }
 
-func (p Placement) overlaps(q Placement) bool {
+// Overlaps says whether two instances cannot be on one card.
+func (p Placement) Overlaps(q Placement) bool {
 	return p.Start < q.Start+q.Size && q.Start < p.Start+p.Size
 }
 

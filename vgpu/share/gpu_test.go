@@ -24,6 +24,8 @@ func TestModes(t *testing.T) {
 	const gi = node.GiB
 	held := func(d Device, mode Mode) Device { d.Mode = mode; return d }
 	mig := func(p *Placement) Device { return Device{Mode: ModeMIG, Memory: gi, Placement: p} }
+	foreign := inMode(ModeMIG)
+	foreign.Foreign = []Placement{*placed("3g.40gb", 0, 4)}
 	lost := inMode(ModeVGPU)
 	lost.Fault = "lost"
 	for _, tt := range []struct {
@@ -54,6 +56,7 @@ func TestModes(t *testing.T) {
 		{"a placement", inMode(ModeMIG, mig(placed("3g.40gb", 0, 4))), Request{Memory: gi, Placement: placed("2g.20gb", 4, 2)}, Device{Memory: gi, Placement: placed("2g.20gb", 4, 2)}, ""},
 		{"in another's place", inMode(ModeMIG, mig(placed("3g.40gb", 0, 4))), Request{Memory: gi, Placement: placed("1g.10gb", 3, 1)}, Device{}, "GPU 0 has 3g.40gb at slice 0 in its place"},
 		{"the same twice", inMode(ModeMIG, mig(placed("1g.10gb", 3, 1))), Request{Memory: gi, Placement: placed("1g.10gb", 3, 1)}, Device{}, "in its place"},
+		{"in a stranger's place", foreign, Request{Memory: gi, Placement: placed("1g.10gb", 3, 1)}, Device{}, "GPU 0 has 3g.40gb at slice 0 in its place, which Kerf did not make"},
 		{"off the card", inMode(ModeMIG), Request{Memory: gi, Placement: placed("4g.40gb", 6, 4)}, Device{}, "outside the card's 8 memory slices"},
 		{"memory of a MIG card", inMode(ModeMIG), Request{Memory: gi}, Device{}, "in mode mig, which the hardware divides"},
 		{"a placement on a card without MIG", inMode(ModeVGPU), Request{Memory: gi, Placement: placed("1g.10gb", 3, 1)}, Device{}, "set the card's mode to mig"},
