@@ -136,12 +136,15 @@ type MIGProfile struct {
 	Placements []int  `json:"placements,omitempty"` // possible first memory slices
 }
 
-// MIGInstance is one slice that exists.
+// MIGInstance is one slice that exists. It takes Slices memory slices from
+// Start on.
 type MIGInstance struct {
 	UUID            MIGUUID `json:"uuid"`
 	GPUInstance     int     `json:"gpuInstance"`
 	ComputeInstance int     `json:"computeInstance"`
 	Profile         string  `json:"profile"`
+	Start           int     `json:"start"`
+	Slices          int     `json:"slices"`
 	Memory          Bytes   `json:"memory"`
 	SMs             int     `json:"sms"`
 }
