@@ -1,0 +1,48 @@
+{{/* What all objects carry. */}}
+{{- define "kerf.labels" -}}
+app.kubernetes.io/name: kerf
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "kerf.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/* The run directory is compiled into the shim: it is no value. */}}
+{{- define "kerf.runDir" -}}/run/kerf{{- end }}
+
+{{/* Where kerfd sees the node's driver root. */}}
+{{- define "kerf.driverRoot" -}}/driver-root{{- end }}
+
+{{- define "kerf.config" -}}
+runDir: {{ include "kerf.runDir" . }}
+stateDir: {{ .Values.stateDir }}
+root: {{ if .Values.simulate }}/{{ else }}{{ include "kerf.driverRoot" . }}{{ end }}
+logLevel: {{ .Values.logLevel }}
+{{- with .Values.cards }}
+cards:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+kubernetes:
+  enabled: true
+  kubeletDir: {{ .Values.kubeletDir }}
+  cdiDir: {{ .Values.cdiDir }}
+  hostDir: {{ .Values.hostDir }}
+  devicePlugin:
+    enabled: {{ .Values.devicePlugin.enabled }}
+    memory: {{ .Values.devicePlugin.memory }}
+    cores: {{ .Values.devicePlugin.cores }}
+{{- with .Values.simulate }}
+simulate:
+  profile: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Rights of a program that needs none. */}}
+{{- define "kerf.unprivileged" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
