@@ -12,13 +12,13 @@ LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 TESTTIME ?= 12m
 export GOFLAGS ?= -p=2
 
-.PHONY: help build clib bin demo test lint generate check bench gpu-check soak cluster cluster-down deps clean
+.PHONY: help build clib bin demo test e2e lint generate check bench gpu-check soak cluster cluster-down deps clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-include $(wildcard internal/sim/driver/build.mk internal/sim/nvml/build.mk vgpu/shim/build.mk bench/tenants/build.mk bench/probe/build.mk)
+include $(wildcard internal/sim/driver/build.mk internal/sim/nvml/build.mk vgpu/shim/build.mk bench/tenants/build.mk bench/probe/build.mk deploy/build.mk)
 
 build: clib bin ## Build the daemon, the command, the shim, the simulated driver and the tenants
 
@@ -35,13 +35,17 @@ demo: deps build ## Four programs share one GPU, each inside its limit (simulate
 test: build ## Run every test
 	$(GO) test -timeout $(TESTTIME) ./...
 
+e2e: deps image $(B)/bin/cluster ## Kerf on a real Kubernetes node, simulated GPUs (the node's binaries take 15 minutes the first time)
+	cd deploy/e2e && KERF_E2E=1 $(GO) test -count=1 -timeout 60m -v ./...
+
 soak: build ## The long forms of the crash tests (thousands of kills)
 	KERF_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run 'Soak|Crash' ./...
 
 lint: ## Vet, lint, and check the format
-	@test -z "$$(gofmt -l cmd internal vgpu bench deploy)" || { gofmt -l cmd internal vgpu bench deploy; echo "run gofmt -w"; exit 1; }
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w"; exit 1; }
 	$(GO) vet ./...
 	cd deploy/cluster && $(GO) vet ./...
+	cd deploy/e2e && $(GO) vet ./...
 	$(LINT) run
 
 generate: ## Make the generated files again
@@ -57,9 +61,12 @@ bench: build ## Overhead of the shim, native and shim in one run
 gpu-check: ## Run the GPU suite on a machine with an NVIDIA GPU, from a tree built elsewhere or here
 	bench/gpu/check.sh $(B)
 
-cluster: ## A real one-node Kubernetes on this machine, built from Go modules (15 minutes the first time)
+.PHONY: $(B)/bin/cluster
+$(B)/bin/cluster:
 	@mkdir -p $(B)/bin
 	cd deploy/cluster && $(GO) build -o ../../$(B)/bin/cluster .
+
+cluster: $(B)/bin/cluster ## A real one-node Kubernetes on this machine, built from Go modules (15 minutes the first time)
 	$(B)/bin/cluster up
 
 cluster-down: ## Stop it, and remove what it made

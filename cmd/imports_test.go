@@ -35,9 +35,18 @@ var rules = []rule{
 	{"vgpu/region", []string{"internal/node"}, nil},
 	{"vgpu/arbiter", []string{"internal/node", "internal/durable", "vgpu/region", "vgpu/share"}, []string{"golang.org/x/sys"}},
 	{"vgpu/shim", []string{"internal/cuda"}, nil}, // its generator
-	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench"}, []string{"*"}},
-	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/"}, []string{"golang.org/x/sys"}},
+	{"dra-driver", adapter, []string{"k8s.io/", "google.golang.org/grpc", "github.com/prometheus/client_golang", "sigs.k8s.io/"}},
+	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "golang.org/x/sys"}},
+	{"hook", adapter, []string{"github.com/opencontainers/runtime-spec", "golang.org/x/sys"}}, // kerf-hook is this: its start is paid per container
+	{"hook/cdi", adapter, []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/nvidia-container-toolkit", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
+	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
+	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "deviceplugin", "dra-driver", "hook"}, []string{"*"}},
+	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests
+	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver"}, []string{"golang.org/x/sys", "k8s.io/", "sigs.k8s.io/"}},
 }
+
+// adapter is what an adapter may import of Kerf: values and vgpu, never the hardware, never another adapter.
+var adapter = []string{"internal/node", "internal/durable", "vgpu/share", "vgpu/ledger", "vgpu/region"}
 
 // listed is what `go list -json` says of a package.
 type listed struct {
@@ -80,6 +89,11 @@ func TestRulesRefuse(t *testing.T) {
 		{"vgpu/arbiter", "log/slog", false},
 		{"internal/sysfs", "github.com/NVIDIA/go-nvml/pkg/nvml", false},
 		{"cmd/kerfd", "k8s.io/api/core/v1", true},
+		{"dra-driver", module + "internal/nvml", false},
+		{"dra-driver", module + "hook", false},
+		{"deviceplugin", module + "vgpu/ledger", true},
+		{"hook", "k8s.io/api/core/v1", false},
+		{"cmd/kerf-hook", "github.com/spf13/cobra", false},
 	} {
 		r, _ := ruleFor(tt.from)
 		if got := r.allows(tt.from, tt.to); got != tt.want {
