@@ -6,6 +6,7 @@ go 1.26.0
 require (
 	github.com/NVIDIA/go-nvml v0.13.4-0 // GPUs, processes and faults, as NVIDIA's library tells them
 	github.com/NVIDIA/nvidia-container-toolkit v1.20.1 // nvcdi: which files and devices of a host make up its NVIDIA driver
+	github.com/fsnotify/fsnotify v1.9.0 // kubelet's sockets: that one was made again, or removed
 	github.com/google/go-cmp v0.7.0 // tests: what differs, not that something does
 	github.com/opencontainers/runtime-spec v1.3.0 // what a container runtime tells its hooks
 	github.com/prometheus/client_golang v1.24.0 // metrics
@@ -33,7 +34,6 @@ require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
 	github.com/emicklei/go-restful/v3 v3.13.0 // indirect
-	github.com/fsnotify/fsnotify v1.9.0 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.1 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/go-openapi/jsonpointer v1.0.0 // indirect
