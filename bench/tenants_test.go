@@ -69,6 +69,7 @@ func TestTenants(t *testing.T) {
 		"serve":    {"--seconds", "0.3", "--memory", "300Mi"},
 		"notebook": {"--seconds", "0.3", "--memory", "300Mi", "--idle", "0.1"},
 		"forkbomb": {"--processes", "12", "--parallel", "3"},
+		"look":     {"--seconds", "0.3"},
 	}
 	ways := map[string]func(ctx context.Context, program string, args ...string) *exec.Cmd{
 		"native": on.Native,
