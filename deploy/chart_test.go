@@ -63,7 +63,7 @@ func TestValuesRefused(t *testing.T) {
 		{"devicePlugin.cores=101", "cores"},
 		{`productClasses.gpu-x[0]=A100") || true || ("`, "productClasses"},
 		{"productClasses.fast[0]=NVIDIA A100", "fast"},
-		{"productClasses.gpu-mig[0]=NVIDIA A100", "productClasses"},
+		{"productClasses.gpu-mig[0]=NVIDIA A100", "gpu-mig"},
 		{"webhook.failurePolicy=Maybe", "failurePolicy"},
 		{"controller.replicas=0", "replicas"},
 		{"image.pullPolicy=Sometimes", "pullPolicy"},
