@@ -1,0 +1,223 @@
+package hook
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// root is the root directory of a container, as a descriptor. Every path below it is resolved as if the process had changed its root:
+// neither "..", nor a link to an absolute path, nor a link that is swapped meanwhile leads out.
+type root struct {
+	fd int
+}
+
+// openRoot opens a container's root. Path may itself lie below another process's root.
+func openRoot(at int, dir string) (*root, error) {
+	fd, err := unix.Openat(at, dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the container's root %s: %w", dir, err)
+	}
+	return &root{fd: fd}, nil
+}
+
+func (r *root) close() { _ = unix.Close(r.fd) }
+
+// open resolves a path below the root. resolve adds to the confinement.
+func (r *root) open(name string, flags int, resolve uint64) (int, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | resolve}
+	for {
+		fd, err := unix.Openat2(r.fd, name, &how)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) { // something was renamed meanwhile
+			continue
+		}
+		if errors.Is(err, unix.ENOSYS) {
+			return -1, errors.New("the kernel has no openat2, without which a hostile image could lead this program out; Linux 5.8 or later is needed")
+		}
+		return fd, err
+	}
+}
+
+// file tells one file from another.
+type file struct {
+	dev, ino uint64
+}
+
+// stat follows links, within the root.
+func (r *root) stat(name string) (file, os.FileMode, error) {
+	fd, err := r.open(name, unix.O_PATH, 0)
+	if err != nil {
+		return file{}, 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return statFD(fd)
+}
+
+func statFD(fd int) (file, os.FileMode, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return file{}, 0, err
+	}
+	mode := os.FileMode(st.Mode & 0o777)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		mode |= os.ModeDir
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		mode |= os.ModeIrregular
+	}
+	return file{dev: uint64(st.Dev), ino: st.Ino}, mode, nil
+}
+
+// maxRead bounds what is read of an image.
+const maxRead = 32 << 20
+
+// read is the content of a regular file. Nothing else is opened for reading: opening a device or a pipe does things.
+func (r *root) read(name string) ([]byte, error) {
+	fd, err := r.open(name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if _, mode, err := statFD(fd); err != nil || !mode.IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%s: not a file", name))
+	}
+	f, err := os.Open(procPath(fd))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return io.ReadAll(io.LimitReader(f, maxRead))
+}
+
+// procPath names what a descriptor is open on, whatever its path leads to by now.
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// list is the names in a directory; none where there is no such directory.
+func (r *root) list(dir string) []string {
+	fd, err := r.open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer func() { _ = f.Close() }()
+	names, _ := f.Readdirnames(-1) // a directory that cannot be read to its end is one whose files a loader may not find either
+	return names
+}
+
+// glob expands stars in the elements of a path. Directories only.
+func (r *root) glob(pattern string) []string {
+	star := strings.IndexByte(pattern, '*')
+	if star < 0 {
+		return []string{pattern}
+	}
+	dir := path.Dir(pattern[:star] + "x")
+	element, rest, _ := strings.Cut(pattern[len(dir):], "*")
+	element = strings.TrimPrefix(element, "/")
+	after, rest, more := strings.Cut(rest, "/")
+	var found []string
+	for _, name := range r.list(dir) {
+		if !strings.HasPrefix(name, element) || !strings.HasSuffix(name, after) || len(name) < len(element)+len(after) {
+			continue
+		}
+		next := path.Join(dir, name)
+		if more {
+			next = path.Join(next, rest)
+		}
+		found = append(found, r.glob(next)...)
+	}
+	return found
+}
+
+// replace puts a file in the place of whatever has its name, on the image's own file system: not across a mount, which may be a
+// volume and so the host's. make makes the new file under a temporary name in the directory that it is given.
+func (r *root) replace(name string, make func(dir int, temp string) error) error {
+	dir, err := r.open(path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(dir) }()
+	temp := ".kerf-" + strconv.Itoa(os.Getpid())
+	_ = unix.Unlinkat(dir, temp, 0)
+	if err := make(dir, temp); err != nil {
+		return err
+	}
+	if err := unix.Renameat(dir, temp, dir, path.Base(name)); err != nil {
+		_ = unix.Unlinkat(dir, temp, 0)
+		return err
+	}
+	return nil
+}
+
+// write replaces a file by one with this content.
+func (r *root) write(name string, content []byte) error {
+	return r.replace(name, func(dir int, temp string) error {
+		fd, err := unix.Openat(dir, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fd), temp)
+		_, err = f.Write(content)
+		return errors.Join(err, f.Chmod(0o644), f.Close()) // whatever the umask
+	})
+}
+
+// link replaces a file by a symbolic link.
+func (r *root) link(target, name string) error {
+	return r.replace(name, func(dir int, temp string) error { return unix.Symlinkat(target, dir, temp) })
+}
+
+// bind mounts one file of the root over another, with the flags that its own mount has.
+func (r *root) bind(source, target string) error {
+	to, err := r.open(target, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(to) }()
+	if shared, err := isShared(to); err != nil || shared {
+		return errors.Join(err, errors.New("it lies in a volume with mountPropagation Bidirectional, so the host would see what is mounted there; mount that volume without"))
+	}
+	from, err := r.open(source, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(from) }()
+	tree, err := unix.OpenTree(from, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("clone the mount: %w", err)
+	}
+	defer func() { _ = unix.Close(tree) }()
+	return unix.MoveMount(tree, "", to, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// isShared: what is mounted on this mount shows elsewhere too.
+func isShared(fd int) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return false, err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		fields := strings.Fields(line)
+		if fields[0] != strconv.FormatUint(st.Mnt_id, 10) {
+			continue
+		}
+		for _, field := range fields[6:] {
+			if field == "-" {
+				break
+			}
+			if strings.HasPrefix(field, "shared:") {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
