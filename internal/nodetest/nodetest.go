@@ -69,7 +69,10 @@ func Run(t *testing.T, root string, expectSimulated bool) {
 	t.Run("memory", func(t *testing.T) { memory(t, lib, n) })
 	t.Run("place", func(t *testing.T) { place(t, root, n) })
 	t.Run("nvlink", func(t *testing.T) { nvlink(t, n) })
-	t.Run("mig", func(t *testing.T) { mig(t, n) })
+	t.Run("mig", func(t *testing.T) { mig(t, root, n) })
+	if n.Simulated { // nobody's card is cut up for a test
+		t.Run("divide", func(t *testing.T) { divide(t, lib, root, n) })
+	}
 	t.Run("host", func(t *testing.T) { host(t, n) })
 	t.Run("events", func(t *testing.T) { events(t, lib) })
 	t.Run("unknown GPU", func(t *testing.T) { unknown(t, lib) })
@@ -198,7 +201,7 @@ func nvlink(t *testing.T, n node.Node) {
 	}
 }
 
-func mig(t *testing.T, n node.Node) {
+func mig(t *testing.T, root string, n node.Node) {
 	for _, g := range n.GPUs {
 		if g.MIG.Enabled && !g.MIG.Capable || len(g.MIG.Instances) > 0 && !g.MIG.Enabled {
 			t.Errorf("GPU %d: MIG %+v", g.Index, g.MIG)
@@ -211,10 +214,24 @@ func mig(t *testing.T, n node.Node) {
 			}
 		}
 		var sum node.Bytes
-		for _, in := range g.MIG.Instances {
+		for i, in := range g.MIG.Instances {
 			sum += in.Memory
-			if node.UUID(in.UUID).IsZero() || !names[in.Profile] {
+			if node.UUID(in.UUID).IsZero() || !names[in.Profile] || in.Slices == 0 {
 				t.Errorf("GPU %d: MIG instance %+v", g.Index, in)
+			}
+			for _, other := range g.MIG.Instances[:i] {
+				if in.Start < other.Start+other.Slices && other.Start < in.Start+in.Slices {
+					t.Errorf("GPU %d: MIG instances %+v and %+v overlap", g.Index, other, in)
+				}
+			}
+			nodes, err := nvml.InstanceNodes(root, g, in)
+			if err != nil || len(nodes) != 2 {
+				t.Errorf("GPU %d: device nodes %v, %v", g.Index, nodes, err)
+			}
+			for _, path := range nodes {
+				if _, err := os.Stat(filepath.Join(root, path)); err != nil {
+					t.Errorf("GPU %d: MIG instance %+v: %v", g.Index, in, err)
+				}
 			}
 		}
 		if sum > g.Memory {

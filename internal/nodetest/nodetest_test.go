@@ -292,7 +292,7 @@ func TestHang(t *testing.T) {
 }
 
 // holder starts a program that holds memory of each GPU through the node's libcuda, and waits until it does.
-func holder(t *testing.T, n *sim.Node, bytes node.Bytes) *exec.Cmd {
+func holder(t *testing.T, n *sim.Node, bytes node.Bytes, env ...string) *exec.Cmd {
 	t.Helper()
 	exe := filepath.Join(t.TempDir(), "hold")
 	if out, err := exec.Command("gcc", "-o", exe, "testdata/hold.c", "-ldl").CombinedOutput(); err != nil {
@@ -304,6 +304,7 @@ func holder(t *testing.T, n *sim.Node, bytes node.Bytes) *exec.Cmd {
 	}
 	cmd := exec.Command(exe, library, fmt.Sprint(uint64(bytes)))
 	cmd.Stderr = os.Stderr
+	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -316,6 +317,169 @@ func holder(t *testing.T, n *sim.Node, bytes node.Bytes) *exec.Cmd {
 		t.Fatalf("holder said %q, %v", line, err)
 	}
 	return cmd
+}
+
+// TestMIGInUse: an instance with a process in it is not destroyed, and shows what is in it; with the process dead, it goes. What
+// then comes in its place has another name.
+func TestMIGInUse(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "a100x8")
+		lib := open(t, n)
+		gpus, err := lib.GPUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		gpu := gpus[6].UUID
+		in, err := lib.CreateMIG(gpu, "2g.20gb", 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := holder(t, n, 3*node.GiB, "CUDA_VISIBLE_DEVICES="+in.UUID.String())
+		const held = 3*node.GiB + 416*node.MiB
+		if m, err := lib.InstanceMemory(in.UUID); err != nil || m.Used != held || m.Total != 19968*node.MiB {
+			t.Errorf("memory %+v, %v", m, err)
+		}
+		if m, err := lib.Memory(gpu); err != nil || m.Used != held {
+			t.Errorf("memory of the card %+v, %v", m, err)
+		}
+		procs, err := lib.Processes(gpu)
+		if err != nil || len(procs) != 1 || procs[0].PID != cmd.Process.Pid || procs[0].Bytes != held {
+			t.Errorf("processes of the card %+v, %v", procs, err)
+		}
+		if err := lib.DestroyMIG(gpu, "2g.20gb", 2); !errors.Is(err, nvml.ErrInUse) || !strings.Contains(err.Error(), "2g.20gb at slice 2") {
+			t.Errorf("destroyed in use: %v", err)
+		}
+		if err := lib.SetMIGMode(gpu, false); !errors.Is(err, nvml.ErrInUse) {
+			t.Errorf("mode of a card with instances: %v", err)
+		}
+		if same, err := lib.CreateMIG(gpu, "2g.20gb", 2); err != nil || same != in {
+			t.Errorf("asked again: %+v, %v; want %+v", same, err, in)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // it was killed: that is its error
+		if err := lib.DestroyMIG(gpu, "2g.20gb", 2); err != nil {
+			t.Error(err)
+		}
+		if next, err := lib.CreateMIG(gpu, "2g.20gb", 2); err != nil || next.UUID == in.UUID {
+			t.Errorf("after %v came %+v, %v", in.UUID, next, err)
+		}
+	})
+}
+
+const churnEnv = "KERF_NODETEST_CHURN" // the root of the node on which this process makes and destroys instances until it is killed
+
+// churn says before each step that it takes it.
+func churn(root string) error {
+	lib, err := nvml.Open(root)
+	if err != nil {
+		return err
+	}
+	gpus, err := lib.GPUs()
+	if err != nil {
+		return err
+	}
+	for i := 0; ; i++ {
+		fmt.Println("step")
+		start, profile := i%4*2, "1g.20gb"
+		if i%2 == 1 {
+			profile = "1g.10gb"
+		}
+		if _, err := lib.CreateMIG(gpus[6].UUID, profile, start); err != nil {
+			return err
+		}
+		fmt.Println("step")
+		if err := lib.DestroyMIG(gpus[6].UUID, profile, start); err != nil {
+			return err
+		}
+	}
+}
+
+// TestMIGCrash: a process that divides a card is killed at any point. What it leaves are instances that can be completed and
+// destroyed, or none; nothing is lost of the card.
+func TestMIGCrash(t *testing.T) {
+	if root := os.Getenv(churnEnv); root != "" {
+		t.Fatal(churn(root))
+	}
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "a100x8")
+		lib := open(t, n)
+		gpus, err := lib.GPUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for round := range 12 {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestMIGCrash$")
+			cmd.Env = append(os.Environ(), churnEnv+"="+n.Root)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewReader(out)
+			for range 1 + round*3 {
+				if line, err := lines.ReadString('\n'); line != "step\n" {
+					t.Fatalf("said %q, %v", line, err)
+				}
+			}
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait() // it was killed: that is its error
+			for start := 0; start < 8; start += 2 {
+				for _, profile := range []string{"1g.10gb", "1g.20gb"} {
+					if err := lib.DestroyMIG(gpus[6].UUID, profile, start); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if _, err := lib.CreateMIG(gpus[6].UUID, "7g.80gb", 0); err != nil {
+				t.Errorf("the whole card in one after round %d: %v", round, err)
+			}
+			if err := lib.DestroyMIG(gpus[6].UUID, "7g.80gb", 0); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// TestMIGMode: a card goes into MIG mode and out of it while nobody uses it.
+func TestMIGMode(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		n := simulated(t, "h200x8")
+		lib := open(t, n)
+		gpus, err := lib.GPUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		gpu := gpus[2].UUID
+		if _, err := lib.CreateMIG(gpu, "1g.18gb", 0); err == nil || !strings.Contains(err.Error(), "not in MIG mode") {
+			t.Errorf("instance on a card that is not in MIG mode: %v", err)
+		}
+		if err := lib.DestroyMIG(gpu, "1g.18gb", 0); err != nil {
+			t.Errorf("nothing to destroy: %v", err)
+		}
+		if err := lib.SetMIGMode(gpu, true); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := lib.CreateMIG(gpu, "1g.18gb", 0); err != nil {
+			t.Error(err)
+		}
+		if err := lib.DestroyMIG(gpu, "1g.18gb", 0); err != nil {
+			t.Error(err)
+		}
+		if err := lib.SetMIGMode(gpu, false); err != nil {
+			t.Error(err)
+		}
+		holder(t, n, node.GiB)
+		if err := lib.SetMIGMode(gpu, true); !errors.Is(err, nvml.ErrInUse) {
+			t.Errorf("mode of a card in use: %v", err)
+		}
+		if gpus, err = lib.GPUs(); err != nil || gpus[2].MIG.Enabled || !gpus[2].MIG.Pending {
+			t.Errorf("%+v, %v; want the mode to wait", gpus[2].MIG, err)
+		}
+	})
 }
 
 // TestKilledProcess: what a process holds shows with its pid, and is gone once it was killed.

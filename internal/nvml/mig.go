@@ -33,7 +33,7 @@ func (l *Library) migProfiles(r *reader, dev gonvml.Device) []node.MIGProfile {
 			continue // not a profile of this model
 		}
 		p := node.MIGProfile{
-			ID: int(info.Id), Name: strings.TrimPrefix(cString(info.Name[:]), "MIG "),
+			ID: int(info.Id), Name: profileText(info),
 			Memory: node.Bytes(info.MemorySizeMB) * node.MiB, SMs: int(info.MultiprocessorCount),
 			Slices: int(info.SliceCount), MaxCount: int(info.InstanceCount),
 		}
@@ -48,6 +48,11 @@ func (l *Library) migProfiles(r *reader, dev gonvml.Device) []node.MIGProfile {
 		profiles = append(profiles, p)
 	}
 	return profiles
+}
+
+// profileText is the profile's name as people write it: 1g.18gb.
+func profileText(info gonvml.GpuInstanceProfileInfo_v2) string {
+	return strings.TrimPrefix(cString(info.Name[:]), "MIG ")
 }
 
 func cString(s []int8) string {
@@ -99,18 +104,17 @@ func migInstance(r *reader, dev, child gonvml.Device, profiles []node.MIGProfile
 		in.Memory, in.SMs = node.Bytes(a.MemorySizeMB)*node.MiB, int(a.MultiprocessorCount)
 	}
 	if gi, ret := dev.GetGpuInstanceById(in.GPUInstance); r.optional("GPU instance", ret) {
-		in.Profile = profileName(r, gi, profiles)
+		if info, ret := gi.GetInfo(); r.optional("GPU instance", ret) {
+			in.Start, in.Slices = int(info.Placement.Start), int(info.Placement.Size)
+			in.Profile = profileName(info.ProfileId, profiles)
+		}
 	}
 	return in, true
 }
 
-func profileName(r *reader, gi gonvml.GpuInstance, profiles []node.MIGProfile) string {
-	info, ret := gi.GetInfo()
-	if !r.optional("GPU instance", ret) {
-		return ""
-	}
+func profileName(id uint32, profiles []node.MIGProfile) string {
 	for _, p := range profiles {
-		if p.ID == int(info.ProfileId) {
+		if p.ID == int(id) {
 			return p.Name
 		}
 	}

@@ -1,6 +1,7 @@
 package nvml_test
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -226,6 +227,131 @@ func TestBadHandles(t *testing.T) {
 }
 
 func second[T any](_ T, ret gonvml.Return) gonvml.Return { return ret }
+
+// cutUp is GPU 6 of a100x8, which is in MIG mode and empty, with the info of one profile.
+func cutUp(t *testing.T, slot int) (gonvml.Interface, *sim.Node, gonvml.Device, gonvml.GpuInstanceProfileInfo) {
+	t.Helper()
+	api, n := raw(t, "a100x8")
+	dev, ret := api.DeviceGetHandleByIndex(6)
+	if ret != gonvml.SUCCESS {
+		t.Fatal(ret)
+	}
+	info, ret := dev.GetGpuInstanceProfileInfo(slot)
+	if ret != gonvml.SUCCESS {
+		t.Fatal(ret)
+	}
+	return api, n, dev, info
+}
+
+// TestMIGRules: what the driver refuses, and by which code.
+func TestMIGRules(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		api, n, dev, three := cutUp(t, gonvml.GPU_INSTANCE_PROFILE_3_SLICE)
+		at := func(start, size uint32) *gonvml.GpuInstancePlacement {
+			return &gonvml.GpuInstancePlacement{Start: start, Size: size}
+		}
+		gi, ret := dev.CreateGpuInstanceWithPlacement(&three, at(4, 4))
+		if ret != gonvml.SUCCESS {
+			t.Fatal(ret)
+		}
+		one, _ := dev.GetGpuInstanceProfileInfo(gonvml.GPU_INSTANCE_PROFILE_1_SLICE)
+		media, _ := dev.GetGpuInstanceProfileInfo(gonvml.GPU_INSTANCE_PROFILE_1_SLICE_REV1)
+		if _, ret := dev.CreateGpuInstance(&media); ret != gonvml.SUCCESS {
+			t.Error(ret)
+		}
+		whole, ret := gi.GetComputeInstanceProfileInfo(gonvml.COMPUTE_INSTANCE_PROFILE_3_SLICE, 0)
+		if ret != gonvml.SUCCESS || whole.MultiprocessorCount != 42 {
+			t.Errorf("%+v, %v", whole, ret)
+		}
+		ci, ret := gi.CreateComputeInstance(&whole)
+		if ret != gonvml.SUCCESS {
+			t.Fatal(ret)
+		}
+		busy, _ := api.DeviceGetHandleByIndex(0)
+		for _, tc := range []struct {
+			what      string
+			got, want gonvml.Return
+		}{
+			{"overlap", second(dev.CreateGpuInstanceWithPlacement(&one, at(5, 1))), gonvml.ERROR_INSUFFICIENT_RESOURCES},
+			{"no such placement", second(dev.CreateGpuInstanceWithPlacement(&three, at(2, 4))), gonvml.ERROR_INVALID_ARGUMENT},
+			{"placement of another", second(dev.CreateGpuInstanceWithPlacement(&three, at(0, 2))), gonvml.ERROR_INVALID_ARGUMENT},
+			{"placement far away", second(dev.CreateGpuInstanceWithPlacement(&one, at(4e9, 1))), gonvml.ERROR_INVALID_ARGUMENT},
+			{"one media engine", second(dev.CreateGpuInstance(&media)), gonvml.ERROR_INSUFFICIENT_RESOURCES},
+			{"no such profile", second(dev.CreateGpuInstance(&gonvml.GpuInstanceProfileInfo{Id: 99})), gonvml.ERROR_INVALID_ARGUMENT},
+			{"not in MIG mode", second(busy.CreateGpuInstance(&one)), gonvml.ERROR_NOT_SUPPORTED},
+			{"second compute", second(gi.CreateComputeInstance(&whole)), gonvml.ERROR_INSUFFICIENT_RESOURCES},
+			{"compute still there", gi.Destroy(), gonvml.ERROR_IN_USE},
+			{"compute", ci.Destroy(), gonvml.SUCCESS},
+		} {
+			if tc.got != tc.want {
+				t.Errorf("%s: %v, want %v", tc.what, tc.got, tc.want)
+			}
+		}
+		for what, ret := range map[string]gonvml.Return{"compute": ci.Destroy(), "stale": second(ci.GetInfo())} {
+			if ret != gonvml.ERROR_INVALID_ARGUMENT {
+				t.Errorf("%s: %v", what, ret)
+			}
+		}
+		if err := os.Remove(filepath.Join(n.Root, "dev/nvidia-caps/nvidia-cap1")); err != nil {
+			t.Fatal(err)
+		}
+		if ret := gi.Destroy(); ret != gonvml.ERROR_NO_PERMISSION {
+			t.Errorf("without the capability: %v", ret)
+		}
+	})
+}
+
+// TestMIGFills: a card holds as many as its profile says, each in a place of its own.
+func TestMIGFills(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		_, _, dev, one := cutUp(t, gonvml.GPU_INSTANCE_PROFILE_1_SLICE)
+		ids := map[uint32]bool{}
+		for want := 7; want > 0; want-- {
+			if left, ret := dev.GetGpuInstanceRemainingCapacity(&one); ret != gonvml.SUCCESS || left != want {
+				t.Errorf("room for %d, %v; want %d", left, ret, want)
+			}
+			gi, ret := dev.CreateGpuInstance(&one)
+			if ret != gonvml.SUCCESS {
+				t.Fatal(ret)
+			}
+			info, _ := gi.GetInfo()
+			ids[info.Id] = true
+		}
+		if _, ret := dev.CreateGpuInstance(&one); ret != gonvml.ERROR_INSUFFICIENT_RESOURCES || len(ids) != 7 {
+			t.Errorf("an eighth: %v; ids %v", ret, ids)
+		}
+		if all, ret := dev.GetGpuInstances(&one); ret != gonvml.SUCCESS || len(all) != 7 {
+			t.Errorf("%d instances, %v", len(all), ret)
+		}
+	})
+}
+
+// TestMIGCompleted: a GPU instance without its compute instance is what a crash leaves. It is no MIG device, and CreateMIG ends it.
+func TestMIGCompleted(t *testing.T) {
+	nodetest.InOwnProcess(t, func(t *testing.T) {
+		_, n, dev, three := cutUp(t, gonvml.GPU_INSTANCE_PROFILE_3_SLICE)
+		gi, ret := dev.CreateGpuInstanceWithPlacement(&three, &gonvml.GpuInstancePlacement{Start: 4, Size: 4})
+		if ret != gonvml.SUCCESS {
+			t.Fatal(ret)
+		}
+		lib, err := nvml.Open(n.Root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gpus, err := lib.GPUs()
+		if err != nil || len(gpus[6].MIG.Instances) != 0 {
+			t.Fatalf("%+v, %v", gpus[6].MIG.Instances, err)
+		}
+		in, err := lib.CreateMIG(gpus[6].UUID, "3g.40gb", 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, ret := gi.GetInfo()
+		if ret != gonvml.SUCCESS || in.GPUInstance != int(info.Id) || in.Start != 4 || in.Slices != 4 {
+			t.Errorf("%+v is not GPU instance %+v, %v", in, info, ret)
+		}
+	})
+}
 
 // TestUnsupportedIsAnswered: what the simulator does not serve exists and says so, where a missing function would end
 // the process.

@@ -37,8 +37,13 @@ func (l *Library) device(gpu node.UUID) (gonvml.Device, error) {
 
 // Memory reads the memory of one GPU.
 func (l *Library) Memory(gpu node.UUID) (MemoryInfo, error) {
-	dev, err := l.device(gpu)
-	if err != nil {
+	return l.memory(gpu.String())
+}
+
+// memory is of a GPU or a MIG device, by its UUID's text.
+func (l *Library) memory(uuid string) (MemoryInfo, error) {
+	dev, ret := l.api.DeviceGetHandleByUUID(uuid)
+	if err := check(ret, "find %s", uuid); err != nil {
 		return MemoryInfo{}, err
 	}
 	if m, ret := dev.GetMemoryInfo_v2(); ret == gonvml.SUCCESS {
@@ -47,7 +52,7 @@ func (l *Library) Memory(gpu node.UUID) (MemoryInfo, error) {
 		}, nil
 	}
 	m, ret := dev.GetMemoryInfo()
-	if err := check(ret, "read memory of %s", gpu); err != nil {
+	if err := check(ret, "read memory of %s", uuid); err != nil {
 		return MemoryInfo{}, err
 	}
 	return MemoryInfo{Total: node.Bytes(m.Total), Used: node.Bytes(m.Used), Free: node.Bytes(m.Free)}, nil

@@ -45,6 +45,10 @@ func TestNVMLLayouts(t *testing.T) {
 		{"struct nv_gi_profile_v3", "nvmlGpuInstanceProfileInfo_v3_t", "version version, slices sliceCount, sms multiprocessorCount, memory_mb memorySizeMB, name name, capabilities capabilities"},
 		{"struct nv_gi_info", "nvmlGpuInstanceInfo_t", "device device, id id, profile profileId, placement placement"},
 		{"struct nv_ci_info", "nvmlComputeInstanceInfo_t", "device device, gi gpuInstance, id id, profile profileId, placement placement"},
+		{"struct nv_placement", "nvmlComputeInstancePlacement_t", "start start, size size"},
+		{"struct nv_ci_profile", "nvmlComputeInstanceProfileInfo_t", "id id, slices sliceCount, count instanceCount, sms multiprocessorCount, ofas sharedOfaCount"},
+		{"struct nv_ci_profile_v2", "nvmlComputeInstanceProfileInfo_v2_t", "version version, slices sliceCount, count instanceCount, sms multiprocessorCount, name name"},
+		{"struct nv_ci_profile_v3", "nvmlComputeInstanceProfileInfo_v3_t", "version version, slices sliceCount, sms multiprocessorCount, name name, capabilities capabilities"},
 		{"struct nv_attributes", "nvmlDeviceAttributes_t", "sms multiprocessorCount, copy_engines sharedCopyEngineCount, gi_slices gpuInstanceSliceCount, ci_slices computeInstanceSliceCount, memory_mb memorySizeMB"},
 	} {
 		fmt.Fprintf(&code, "_Static_assert(sizeof(%s) == sizeof(%s), \"size of %s\");\n", row.ours, row.theirs, row.theirs)
@@ -57,6 +61,7 @@ func TestNVMLLayouts(t *testing.T) {
 		"NV_NOT_SUPPORTED": "NVML_ERROR_NOT_SUPPORTED", "NV_INSUFFICIENT_SIZE": "NVML_ERROR_INSUFFICIENT_SIZE", "NV_DRIVER_NOT_LOADED": "NVML_ERROR_DRIVER_NOT_LOADED",
 		"NV_TIMEOUT": "NVML_ERROR_TIMEOUT", "NV_GPU_IS_LOST": "NVML_ERROR_GPU_IS_LOST", "NV_VERSION_MISMATCH": "NVML_ERROR_ARGUMENT_VERSION_MISMATCH",
 		"NV_LIB_RM_VERSION_MISMATCH": "NVML_ERROR_LIB_RM_VERSION_MISMATCH", "NV_NOT_FOUND": "NVML_ERROR_NOT_FOUND", "NV_MEMORY": "NVML_ERROR_MEMORY",
+		"NV_IN_USE": "NVML_ERROR_IN_USE", "NV_INSUFFICIENT_RESOURCES": "NVML_ERROR_INSUFFICIENT_RESOURCES", "NV_NO_PERMISSION": "NVML_ERROR_NO_PERMISSION",
 	} {
 		fmt.Fprintf(&code, "_Static_assert((int)%s == (int)%s, \"%s\");\n", ours, theirs, theirs)
 	}

@@ -129,7 +129,7 @@ func (p *Profile) procFiles() []entry {
 			text: fmt.Sprintf("Model: \t\t %s%s\nGPU UUID: \t %s\nBus Location: \t %s\nDevice Minor: \t %d\n", p.Models[s.Model].Name, simulatedMark, p.uuid("GPU", i), s.At, i),
 		})
 	}
-	return files
+	return append(files, p.capabilityFiles()...)
 }
 
 // libraryDir is where Debian has the driver, on this architecture.
@@ -178,6 +178,9 @@ func (p *Profile) writeDevices(dev string) error {
 	if err := os.Mkdir(dev, 0o755); err != nil {
 		return err
 	}
+	if err := p.writeCapabilities(filepath.Join(dev, "nvidia-caps")); err != nil {
+		return err
+	}
 	gpus := p.of("gpu")
 	ctl := simCtl{
 		Magic: ctlMagic, Version: stateVersion, Size: uint32(unsafe.Sizeof(simCtl{})),
@@ -201,10 +204,26 @@ func (p *Profile) writeDevices(dev string) error {
 }
 
 func writeDevice(path string, content []byte) error {
-	if err := os.WriteFile(path, content, 0o666); err != nil {
+	return writeWithMode(path, content, 0o666)
+}
+
+func writeWithMode(path string, content []byte, mode os.FileMode) error {
+	if err := os.WriteFile(path, content, mode); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o666) // whatever the umask
+	return os.Chmod(path, mode) // whatever the umask
+}
+
+func (p *Profile) writeCapabilities(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	for _, c := range p.capabilities() {
+		if err := writeWithMode(filepath.Join(dir, fmt.Sprintf("nvidia-cap%d", c.number)), nil, os.FileMode(c.mode)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // bytesOf is the memory of a state struct, which has no pointers in it.

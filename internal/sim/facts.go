@@ -153,9 +153,24 @@ func (p *Profile) cut(g *simGpu, i int, m Model) {
 		g.MigMode, g.MigModePending = 1, 1
 		for j, in := range spec.Instances {
 			g.Mig[j] = simMigInstance{
-				Uuid: p.uuid("MIG", i, j), Used: 1, Start: uint32(in.Start), Gi: uint32(j + 1),
+				Uuid: p.uuid("MIG", i, j), Used: 1, Compute: 1, Start: uint32(in.Start),
 				Profile: uint32(slices.IndexFunc(m.MIG.Profiles, func(q MIGProfile) bool { return q.Name == in.Profile })),
 			}
+			g.Mig[j].Gi = gpuInstance(in.Start, m.MIG.Profiles[g.Mig[j].Profile].Size)
 		}
 	}
+}
+
+// gpuInstance is the driver's number of an instance that takes size memory
+// slices from start: one for each place there is, as nvml/instance.c counts.
+func gpuInstance(start, size int) uint32 {
+	switch size {
+	case 8:
+		return 0
+	case 4:
+		return uint32(1 + start/4)
+	case 2:
+		return uint32(3 + start/2)
+	}
+	return uint32(7 + start)
 }

@@ -196,7 +196,8 @@ type GPUStatus struct {
 	Lost      bool            `json:"lost,omitempty"`
 	Hung      bool            `json:"hung,omitempty"`
 	Recovery  string          `json:"recovery,omitempty"`
-	Events    uint64          `json:"events"` // injected or raised since the start
+	Events    uint64          `json:"events"`        // injected or raised since the start
+	MIG       []node.MIGUUID  `json:"mig,omitempty"` // devices that it is cut into
 	Processes []ProcessStatus `json:"processes,omitempty"`
 }
 
@@ -234,6 +235,11 @@ func (n *Node) gpuStatus(i int, g *simGpu, owners []int) GPUStatus {
 	}
 	if r := node.RecoveryAction(load32(&g.Health.RecoveryAction)); r != node.RecoveryNone {
 		st.Recovery = r.String()
+	}
+	for j := range g.Mig {
+		if in := &g.Mig[j]; load32(&in.Used) != 0 && load32(&in.Compute) != 0 {
+			st.MIG = append(st.MIG, in.Uuid)
+		}
 	}
 	for slot, pid := range owners {
 		use := &g.Use[slot]

@@ -7,7 +7,7 @@ package sim
 const (
 	ctlMagic     = 0x4c544353
 	gpuMagic     = 0x55504753
-	stateVersion = 1
+	stateVersion = 2
 
 	maxGPUs          = 16
 	maxProcs         = 512
@@ -21,6 +21,12 @@ const (
 	slotLockBase = 0x40000000
 
 	flagZeroCost = 0x1
+
+	// Capabilities, as SIM_CAP_* count them.
+	capConfig  = 1
+	capMonitor = 2
+	capsPerGI  = 9
+	capsPerGPU = 15 * capsPerGI
 
 	linkGPU    = 0
 	linkSwitch = 1
@@ -82,7 +88,8 @@ type simMigInstance struct {
 	Profile uint32
 	Start   uint32
 	Gi, Ci  uint32
-	Pad     [12]uint8
+	Compute uint32
+	Pad     [8]uint8
 }
 
 type simFacts struct {
@@ -132,7 +139,8 @@ type simUse struct {
 	BusyD2hNs                     uint64
 	Kernels, Copies, LaunchErrors uint64
 	Allocs, Frees, Refused        uint64
-	Pad                           [24]uint8
+	Mig                           uint32
+	Pad                           [20]uint8
 }
 
 type simEngine struct {
@@ -190,7 +198,8 @@ type simGpu struct {
 	Facts                   simFacts
 	Pad1                    [8]uint8
 	MigMode, MigModePending uint32
-	Pad2                    [120]uint8
+	MigMade                 uint64
+	Pad2                    [112]uint8
 	Compute                 simEngine
 	H2d, D2h                simCopyEngine
 	Health                  simHealth
@@ -199,5 +208,6 @@ type simGpu struct {
 	Pad3                    [48]uint8
 	Event                   [maxEvents]simEvent
 	Mig                     [maxMIGInstances]simMigInstance
+	MigCompute              [maxMIGInstances]simEngine
 	Use                     [maxProcs]simUse
 }

@@ -44,6 +44,7 @@ func TestStateParity(t *testing.T) {
 		"SIM_MAX_PROCS": maxProcs, "SIM_MAX_EVENTS": maxEvents, "SIM_MAX_NVLINKS": maxNVLinks, "SIM_MAX_MIG_PROFILES": maxMIGProfiles,
 		"SIM_MAX_MIG_INSTANCES": maxMIGInstances, "SIM_SLOT_LOCK_BASE": slotLockBase, "SIM_ZERO_COST": flagZeroCost,
 		"SIM_LINK_GPU": linkGPU, "SIM_LINK_SWITCH": linkSwitch, "SIM_FAULT_LOST": faultLost, "SIM_FAULT_HANG": faultHang,
+		"SIM_CAP_CONFIG": capConfig, "SIM_CAP_MONITOR": capMonitor, "SIM_CAP_GI(3, 14)": giCapability(3, 14).number, "SIM_CAP_CI(3, 14, 7)": ciCapability(3, 14, 7).number,
 	} {
 		fmt.Fprintf(&code, "_Static_assert(%s == %d, \"%s\");\n", name, value, name)
 	}

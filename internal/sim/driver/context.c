@@ -464,7 +464,7 @@ CUresult cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinity
 	TRY(current(&c));
 	REQUIRE(pExecAffinity && type == CU_EXEC_AFFINITY_TYPE_SM_COUNT, CUDA_ERROR_INVALID_VALUE);
 	pExecAffinity->type = type;
-	pExecAffinity->param.smCount.val = c->dev->gpu->facts.sm_count;
+	pExecAffinity->param.smCount.val = sm_count(c->dev);
 	return CUDA_SUCCESS;
 }
 

@@ -31,11 +31,18 @@ CUresult cuDeviceGetCount(int *count)
 	return CUDA_SUCCESS;
 }
 
+#define SIMULATED " (simulated)" /* the end of every name */
+
 CUresult cuDeviceGetName(char *name, int len, CUdevice dev)
 {
 	struct simdev *d;
 	REQUIRE(name && len > 0, CUDA_ERROR_INVALID_VALUE);
 	TRY(device_of(dev, &d));
+	if (d->profile) {
+		const char *full = d->gpu->facts.name, *mark = strstr(full, SIMULATED);
+		snprintf(name, (size_t)len, "%.*s MIG %s" SIMULATED, mark ? (int)(mark - full) : 40, full, d->profile->name);
+		return CUDA_SUCCESS;
+	}
 	snprintf(name, (size_t)len, "%s", d->gpu->facts.name);
 	return CUDA_SUCCESS;
 }
@@ -49,7 +56,15 @@ CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice dev)
 	return CUDA_SUCCESS;
 }
 
-CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice dev) { return cuDeviceGetUuid(uuid, dev); }
+/* The first version knows no MIG: it tells the GPU's. */
+CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice dev)
+{
+	struct simdev *d;
+	REQUIRE(uuid, CUDA_ERROR_INVALID_VALUE);
+	TRY(device_of(dev, &d));
+	memcpy(uuid->bytes, d->uuid, sizeof uuid->bytes);
+	return CUDA_SUCCESS;
+}
 
 CUresult cuDeviceGetLuid(char *luid, unsigned int *deviceNodeMask, CUdevice dev)
 {
@@ -135,7 +150,7 @@ static bool fact(const struct simdev *d, CUdevice_attribute a, int *out)
 {
 	const struct sim_facts *f = &d->gpu->facts;
 	switch (a) {
-	case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:   *out = (int)f->sm_count; return true;
+	case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:   *out = (int)sm_count(d); return true;
 	case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *out = (int)f->cc_major; return true;
 	case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *out = (int)f->cc_minor; return true;
 	case CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH:         *out = f->cc_major >= 9; return true;
@@ -225,7 +240,7 @@ CUresult cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId)
 
 static bool peers(const struct simdev *a, const struct simdev *b)
 {
-	return a != b && (a->gpu->facts.p2p_mask >> b->node_index & 1);
+	return a != b && !a->mig && !b->mig && (a->gpu->facts.p2p_mask >> b->node_index & 1);
 }
 
 CUresult cuDeviceCanAccessPeer(int *canAccessPeer, CUdevice dev, CUdevice peerDev)

@@ -78,7 +78,7 @@ static uint32_t next_wanting(struct sim_engine *e, unsigned from)
 
 static void hand_to(struct simdev *d, uint32_t owner)
 {
-	struct sim_engine *e = &d->gpu->compute;
+	struct sim_engine *e = d->engine;
 	e->owner = owner;
 	e->slice_end = e->cursor + slice(d);
 	__atomic_fetch_add(&e->grant, 1, __ATOMIC_RELEASE);
@@ -96,7 +96,7 @@ static void pull_cursor(struct sim_engine *e, uint64_t earliest)
 /* Takes the lock and comes back holding it, as owner. */
 static void acquire(struct simdev *d, uint64_t earliest)
 {
-	struct sim_engine *e = &d->gpu->compute;
+	struct sim_engine *e = d->engine;
 	uint32_t me = g.slot + 1;
 	lock_shared(&e->lock);
 	set_want(e, g.slot, true);
@@ -118,7 +118,7 @@ static void acquire(struct simdev *d, uint64_t earliest)
 
 void engine_release(struct simdev *d)
 {
-	struct sim_engine *e = &d->gpu->compute;
+	struct sim_engine *e = d->engine;
 	lock_shared(&e->lock);
 	set_want(e, g.slot, false);
 	if (e->owner == g.slot + 1)
@@ -128,7 +128,7 @@ void engine_release(struct simdev *d)
 
 uint64_t engine_compute(struct simdev *d, uint64_t earliest, uint64_t cost)
 {
-	struct sim_engine *e = &d->gpu->compute;
+	struct sim_engine *e = d->engine;
 	uint64_t end = earliest;
 	do {
 		acquire(d, end);

@@ -33,7 +33,7 @@ CUresult cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr)
 		const struct range *r = s.range;
 		struct handle h = { .magic = MAGIC, .pid = getpid(), .fd = r->phys->fd, .offset = r->phys->offset, .span = r->span,
 		                    .inner = s.base - r->base, .size = s.size };
-		memcpy(h.uuid, r->dev->gpu->facts.uuid, sizeof h.uuid);
+		memcpy(h.uuid, r->dev->uuid, sizeof h.uuid);
 		memcpy(pHandle, &h, sizeof h);
 	}
 	pthread_mutex_unlock(&g.lock);
@@ -55,7 +55,7 @@ static CUresult open_handle(CUcontext c, const struct handle *h, CUdeviceptr *ou
 	CUresult err;
 	struct simdev *d = NULL;
 	for (int i = 0; i < g.ndev; i++)
-		if (memcmp(g.dev[i].gpu->facts.uuid, h->uuid, sizeof h->uuid) == 0)
+		if (memcmp(g.dev[i].uuid, h->uuid, sizeof h->uuid) == 0)
 			d = &g.dev[i];
 	REQUIRE(d, CUDA_ERROR_INVALID_DEVICE);
 	int fd = reach(h);

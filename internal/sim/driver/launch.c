@@ -114,7 +114,7 @@ static CUresult cooperative_fits(CUfunction f, const unsigned grid[3])
 	CUcontext c;
 	TRY(current(&c));
 	REQUIRE(is_kind(f, K_FUNCTION), CUDA_ERROR_INVALID_HANDLE);
-	REQUIRE((uint64_t)grid[0] * grid[1] * grid[2] <= (uint64_t)c->dev->gpu->facts.sm_count * 32, CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
+	REQUIRE((uint64_t)grid[0] * grid[1] * grid[2] <= (uint64_t)sm_count(c->dev) * 32, CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
 	return CUDA_SUCCESS;
 }
 
@@ -190,7 +190,7 @@ CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *blockS
 	size_t shared = blockSizeToDynamicSMemSize ? blockSizeToDynamicSMemSize(size) : dynamicSMemSize;
 	TRY(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&blocks, func, size, shared, flags));
 	*blockSize = size;
-	*minGridSize = blocks * (int)c->dev->gpu->facts.sm_count;
+	*minGridSize = blocks * (int)sm_count(c->dev);
 	return CUDA_SUCCESS;
 }
 

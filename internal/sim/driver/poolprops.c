@@ -123,7 +123,7 @@ static CUresult export_pointer(CUmemPoolPtrExportData *out, CUdeviceptr ptr)
 	struct span s;
 	REQUIRE(addr_find(ptr, &s) && s.range->kind == R_POOL && s.range->segment->pool->props.handleTypes, CUDA_ERROR_INVALID_VALUE);
 	struct pointer p = { .magic = "kerfptr", .offset = s.range->phys->offset, .span = s.range->span, .inner = s.base - s.range->base, .size = s.size };
-	memcpy(p.uuid, s.range->dev->gpu->facts.uuid, sizeof p.uuid);
+	memcpy(p.uuid, s.range->dev->uuid, sizeof p.uuid);
 	memcpy(out, &p, sizeof p);
 	return CUDA_SUCCESS;
 }

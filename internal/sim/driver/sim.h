@@ -1,6 +1,7 @@
 /* sim.h: what the parts of the simulated CUDA driver know of each other.
  *
  *   state.c    the device files: slots, accounts, reaping       engine.c   whose turn it is on a GPU, for how long
+ *   visible.c  which devices this process has
  *   init.c     cuInit, versions, errors                         queue.c    streams' work, and the threads that do it
  *   resolve.c  cuGetProcAddress                                 stream.c event.c copy.c launch.c capture.c graph*.c
  *   device.c context.c                                          module.c   PTX text; kernels.c what the kernels do
@@ -75,6 +76,10 @@ struct simdev {
 	unsigned node_index;        /* N of nvidiaN */
 	struct sim_gpu *gpu;
 	struct sim_use *use;        /* this process's */
+	unsigned mig;               /* the MIG instance + 1 that this device is; 0: the whole GPU */
+	const struct sim_mig_profile *profile; /* the instance's; NULL: the whole GPU */
+	struct sim_engine *engine;  /* its compute engine */
+	uint8_t uuid[16];           /* the MIG device's, else the GPU's */
 	struct CUctx_st *primary;
 	unsigned primary_refs, primary_flags;
 	int memfd;                  /* bytes of linear memory; sparse, offsets are never used twice */
@@ -120,6 +125,7 @@ enum charge { CHARGE_MEMORY, CHARGE_CONTEXT, CHARGE_MANAGED };
 CUresult charge(struct simdev *d, enum charge what, uint64_t bytes);
 void discharge(struct simdev *d, enum charge what, uint64_t bytes);
 uint64_t capacity(const struct simdev *d); /* bytes that can be allocated at all */
+uint32_t sm_count(const struct simdev *d);
 uint64_t free_bytes(struct simdev *d);
 
 static inline uint32_t faults(const struct simdev *d) { return __atomic_load_n(&d->gpu->health.faults, __ATOMIC_RELAXED); }

@@ -1,6 +1,6 @@
 /* state.c: the device files: finding and mapping them, slots, accounts, reaping. See state.h for the rules. */
 #define _GNU_SOURCE
-#include "sim.h"
+#include "visible.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -141,7 +140,8 @@ static CUresult take_slot(void)
 	for (int i = 0; i < g.ndev && r == CUDA_SUCCESS; i++) {
 		struct sim_use *use = g.dev[i].use = &g.dev[i].gpu->use[g.slot];
 		memset(use, 0, sizeof *use);
-		use->generation = g.generation;
+		use->mig = g.dev[i].mig;
+		__atomic_store_n(&use->generation, g.generation, __ATOMIC_RELEASE);
 	}
 	unlock_shared(&g.ctl->lock);
 	return r;
@@ -149,14 +149,19 @@ static CUresult take_slot(void)
 
 /* --- accounts ---------------------------------------------------------------------------------------- */
 
-uint64_t capacity(const struct simdev *d) { return d->gpu->facts.memory_total - d->gpu->facts.memory_reserved; }
+uint64_t capacity(const struct simdev *d)
+{
+	return d->profile ? d->profile->memory : d->gpu->facts.memory_total - d->gpu->facts.memory_reserved;
+}
 
-static uint64_t sum_used(const struct sim_gpu *gpu)
+uint32_t sm_count(const struct simdev *d) { return d->profile ? d->profile->sms : d->gpu->facts.sm_count; }
+
+static uint64_t sum_used(const struct simdev *d)
 {
 	uint64_t sum = 0;
 	for (unsigned s = 0, n = slots_ever(); s < n; s++)
-		if (!stale(gpu, s))
-			sum += __atomic_load_n(&gpu->use[s].used, __ATOMIC_RELAXED);
+		if (!stale(d->gpu, s) && d->gpu->use[s].mig == d->mig)
+			sum += __atomic_load_n(&d->gpu->use[s].used, __ATOMIC_RELAXED);
 	return sum;
 }
 
@@ -167,7 +172,7 @@ static bool try_charge(struct simdev *d, uint64_t bytes)
 	if (bytes > capacity(d))
 		return false;
 	__atomic_fetch_add(&d->use->used, bytes, __ATOMIC_SEQ_CST);
-	if (sum_used(d->gpu) <= capacity(d))
+	if (sum_used(d) <= capacity(d))
 		return true;
 	__atomic_fetch_sub(&d->use->used, bytes, __ATOMIC_SEQ_CST);
 	return false;
@@ -175,7 +180,7 @@ static bool try_charge(struct simdev *d, uint64_t bytes)
 
 static void add(uint64_t *word, uint64_t n) { __atomic_fetch_add(word, n, __ATOMIC_RELAXED); }
 
-CUresult charge(struct simdev *d, enum charge what, uint64_t bytes)
+static CUresult charge_now(struct simdev *d, enum charge what, uint64_t bytes)
 {
 	if (unlikely(!try_charge(d, bytes))) {
 		state_reap();
@@ -194,6 +199,29 @@ CUresult charge(struct simdev *d, enum charge what, uint64_t bytes)
 	return CUDA_SUCCESS;
 }
 
+/* Is the instance that this process began with still there, and no other in its place? */
+static bool instance_there(const struct simdev *d)
+{
+	const struct sim_mig_instance *in = &d->gpu->mig[d->mig - 1];
+	return sim_mig_device(in) && memcmp(in->uuid, d->uuid, sizeof d->uuid) == 0;
+}
+
+/* The first thing that this process takes in a MIG instance: see state.h. */
+static CUresult charge_first(struct simdev *d, enum charge what, uint64_t bytes)
+{
+	int lock = sim_mig_lock(g.root, d->node_index);
+	REQUIRE(lock >= 0, CUDA_ERROR_OPERATING_SYSTEM);
+	CUresult r = instance_there(d) ? charge_now(d, what, bytes) : CUDA_ERROR_DEVICE_UNAVAILABLE;
+	sim_mig_unlock(lock);
+	return r;
+}
+
+CUresult charge(struct simdev *d, enum charge what, uint64_t bytes)
+{
+	bool first = d->mig && !d->use->used && !d->use->contexts;
+	return unlikely(first) ? charge_first(d, what, bytes) : charge_now(d, what, bytes);
+}
+
 void discharge(struct simdev *d, enum charge what, uint64_t bytes)
 {
 	__atomic_fetch_sub(&d->use->used, bytes, __ATOMIC_SEQ_CST);
@@ -210,7 +238,7 @@ uint64_t free_bytes(struct simdev *d)
 {
 	if (!g.zero_cost && anything_left(d))
 		state_reap();
-	uint64_t used = sum_used(d->gpu);
+	uint64_t used = sum_used(d);
 	return used < capacity(d) ? capacity(d) - used : 0;
 }
 
@@ -274,67 +302,19 @@ static void close_gpus(struct sim_gpu **gpu)
 			munmap(gpu[i], sizeof *gpu[i]);
 }
 
-/* --- CUDA_VISIBLE_DEVICES ---------------------------------------------------------------------------- */
-
-static void uuid_text(const uint8_t u[16], char out[37])
-{
-	snprintf(out, 37, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2], u[3], u[4], u[5],
-	         u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
-}
-
-/* The GPU that one word of the list names: an index among the GPUs seen, or a prefix of one GPU's UUID. */
-static int named_gpu(const char *word, struct sim_gpu *const *seen, int n)
-{
-	char *end;
-	if (strncasecmp(word, "GPU-", 4) == 0) {
-		int found = -1;
-		for (int i = 0; i < n; i++) {
-			char text[37];
-			uuid_text(seen[i]->facts.uuid, text);
-			if (word[4] && strncasecmp(text, word + 4, strlen(word + 4)) == 0) {
-				if (found >= 0)
-					return -1; /* names two */
-				found = i;
-			}
-		}
-		return found;
-	}
-	long i = strtol(word, &end, 10);
-	return end != word && *end == 0 && i >= 0 && i < n ? (int)i : -1;
-}
-
-/* As the real driver: the list ends at the first word that names nothing; a GPU named twice empties it. */
-static int apply_visible(const char *list, struct sim_gpu *const *seen, int n, int *order)
-{
-	char copy[4096], *save = NULL;
-	int count = 0;
-	snprintf(copy, sizeof copy, "%s", list);
-	for (char *w = strtok_r(copy, ",", &save); w; w = strtok_r(NULL, ",", &save)) {
-		while (*w == ' ')
-			w++;
-		for (char *e = w + strlen(w); e > w && e[-1] == ' ';)
-			*--e = 0;
-		int i = named_gpu(w, seen, n);
-		if (i < 0)
-			break;
-		for (int k = 0; k < count; k++)
-			if (order[k] == i)
-				return 0;
-		if (count == SIM_MAX_GPUS)
-			break;
-		order[count++] = i;
-	}
-	return count;
-}
-
-static void adopt_device(int ordinal, struct sim_gpu *gpu)
+static void adopt_device(int ordinal, struct visible v)
 {
 	struct simdev *d = &g.dev[ordinal];
+	const struct sim_mig_instance *in = v.mig ? &v.gpu->mig[v.mig - 1] : NULL;
 	d->ordinal = ordinal;
-	d->node_index = gpu->facts.minor;
-	d->gpu = gpu;
+	d->node_index = v.gpu->facts.minor;
+	d->gpu = v.gpu;
+	d->mig = v.mig;
+	d->profile = in ? &v.gpu->facts.mig_profile[in->profile % SIM_MAX_MIG_PROFILES] : NULL;
+	d->engine = in ? &v.gpu->mig_compute[v.mig - 1] : &v.gpu->compute;
+	memcpy(d->uuid, in ? in->uuid : v.gpu->facts.uuid, sizeof d->uuid);
 	d->memfd = -1;
-	make_lock(&gpu->compute.lock);
+	make_lock(&d->engine->lock);
 	for (int u = 0; u < UNIT_COUNT; u++) {
 		d->unit[u].dev = d;
 		d->unit[u].kind = (enum unit_kind)u;
@@ -344,7 +324,8 @@ static void adopt_device(int ordinal, struct sim_gpu *gpu)
 static CUresult open_gpus(void)
 {
 	struct sim_gpu *gpu[SIM_MAX_GPUS] = { 0 }, *seen[SIM_MAX_GPUS];
-	int n = 0, order[SIM_MAX_GPUS];
+	struct visible devices[SIM_MAX_GPUS];
+	int n = 0;
 	for (int i = 0; i < SIM_MAX_GPUS; i++) {
 		char name[32];
 		snprintf(name, sizeof name, "nvidia%d", i);
@@ -357,12 +338,9 @@ static CUresult open_gpus(void)
 		if (p)
 			seen[n++] = gpu[i] = p;
 	}
-	const char *list = getenv("CUDA_VISIBLE_DEVICES");
-	int count = n;
-	if (list)
-		count = apply_visible(list, seen, n, order);
+	int count = visible_devices(getenv("CUDA_VISIBLE_DEVICES"), seen, n, devices);
 	for (int i = 0; i < count; i++)
-		adopt_device(i, seen[list ? order[i] : i]);
+		adopt_device(i, devices[i]);
 	g.ndev = count;
 	return count ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; /* unused mappings stay: a failed cuInit may be tried again, rarely */
 }

@@ -25,6 +25,13 @@
  * proc[s].generation, and reaps it otherwise. Slots are taken from the lowest on and proc[s].generation is never
  * reset, so behind the first slot without one there is nothing to see.
  * Lock order: sim_ctl.lock, then sim_engine.lock.
+ *
+ * MIG. A GPU instance is in force while sim_mig_instance.used is set, and is a MIG device while .compute is too; each word is
+ * written last when it is set and first when it is cleared, so a death leaves the instance or none. Who changes instances holds
+ * the lock of byte SIM_MIG_LOCK of nvidiaN (an OFD lock), and so does a process for the first thing that it takes in one: who
+ * destroys an instance sees it, or it sees that the instance is gone. A process uses one instance for its life.
+ *   R/dev/nvidia-caps/nvidia-capN        who can open it has the capability (SIM_CAP_*)
+ *   R/proc/driver/nvidia/capabilities/   which capability is which number, as the kernel driver tells
  */
 #ifndef KERF_SIM_STATE_H
 #define KERF_SIM_STATE_H
@@ -33,7 +40,7 @@
 
 #define SIM_CTL_MAGIC      0x4c544353u /* "SCTL" */
 #define SIM_GPU_MAGIC      0x55504753u /* "SGPU" */
-#define SIM_VERSION        1u
+#define SIM_VERSION        2u
 #define SIM_MAX_GPUS       16
 #define SIM_MAX_PROCS      512
 #define SIM_MAX_EVENTS     64   /* Xid ring; event n is at index n % SIM_MAX_EVENTS */
@@ -42,6 +49,13 @@
 #define SIM_MAX_MIG_INSTANCES 8
 #define SIM_SLOT_LOCK_BASE 0x40000000 /* offset of slot 0's lock byte in nvidiactl, beyond its end */
 #define SIM_INIT_LOCK      0x3fffffff /* byte held while the mutexes of a fresh file are made */
+#define SIM_MIG_LOCK       0x3ffffffe /* of nvidiaN: byte held while its instances are changed */
+
+/* Capabilities by the driver's own numbering: 15 GPU instances a GPU, 8 compute instances each. */
+#define SIM_CAP_CONFIG  1u /* may change instances */
+#define SIM_CAP_MONITOR 2u
+#define SIM_CAP_GI(minor, gi)     (3u + (minor) * 135u + (gi) * 9u)
+#define SIM_CAP_CI(minor, gi, ci) (SIM_CAP_GI(minor, gi) + 1u + (ci))
 
 /* A robust, process-shared pthread mutex. `ready` is 0 in a fresh file; the C libraries make the mutex on
  * first use, so Go writes zeroes. */
@@ -102,12 +116,13 @@ struct sim_mig_profile { /* 64 bytes */
 };
 
 struct sim_mig_instance { /* 48 bytes */
-	uint8_t  uuid[16];
-	uint32_t used;          /* 0: no instance here */
+	uint8_t  uuid[16];      /* of the MIG device, which is the compute instance */
+	uint32_t used;          /* 0: no GPU instance here */
 	uint32_t profile;       /* index in mig_profile[] */
 	uint32_t start;         /* memory slice */
 	uint32_t gi, ci;        /* ids */
-	uint8_t  pad[12];
+	uint32_t compute;       /* it has its compute instance, of the whole size */
+	uint8_t  pad[8];
 };
 
 /* What does not change while the node runs, but for faults' doing. */
@@ -158,7 +173,8 @@ struct sim_use { /* 128 bytes */
 	uint64_t busy_compute_ns, busy_h2d_ns, busy_d2h_ns; /* engine time had: the ground truth for shares */
 	uint64_t kernels, copies, launch_errors;            /* counts */
 	uint64_t allocs, frees, refused;                    /* counts; refused: out of memory */
-	uint8_t  pad[24];
+	uint32_t mig;           /* index in sim_gpu.mig + 1 of the instance that it is all in; 0: the whole GPU */
+	uint8_t  pad[20];
 };
 
 /* The compute engine is owned by one slot at a time, for a slice. Times are CLOCK_MONOTONIC ns, and run on
@@ -224,7 +240,8 @@ struct sim_gpu {
 	uint8_t  pad1[8];
 	/* live */
 	uint32_t mig_mode, mig_mode_pending;
-	uint8_t  pad2[120];
+	uint64_t mig_made;      /* compute instances ever made, from which their UUIDs come */
+	uint8_t  pad2[112];
 	struct sim_engine compute;
 	struct sim_copy_engine h2d, d2h;
 	struct sim_health health;
@@ -233,6 +250,7 @@ struct sim_gpu {
 	uint8_t  pad3[48];
 	struct sim_event event[SIM_MAX_EVENTS];
 	struct sim_mig_instance mig[SIM_MAX_MIG_INSTANCES];
+	struct sim_engine mig_compute[SIM_MAX_MIG_INSTANCES]; /* each has SMs of its own; the copy engines are the GPU's */
 	struct sim_use use[SIM_MAX_PROCS];
 };
 
@@ -248,6 +266,6 @@ _Static_assert(sizeof(struct sim_copy_engine) == 64, "sim_copy_engine");
 _Static_assert(sizeof(struct sim_event) == 64, "sim_event");
 _Static_assert(sizeof(struct sim_health) == 384, "sim_health");
 _Static_assert(sizeof(struct sim_ctl) == 192 + 64 * SIM_MAX_PROCS, "sim_ctl");
-_Static_assert(sizeof(struct sim_gpu) == 7424 + 128 * SIM_MAX_PROCS, "sim_gpu");
+_Static_assert(sizeof(struct sim_gpu) == 8960 + 128 * SIM_MAX_PROCS, "sim_gpu");
 
 #endif

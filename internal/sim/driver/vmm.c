@@ -18,7 +18,7 @@ CUresult share_mark(int fd, const struct simdev *d, uint64_t size)
 {
 	struct trailer t = { .size = size };
 	memcpy(t.magic, trailer_magic, sizeof t.magic);
-	memcpy(t.uuid, d->gpu->facts.uuid, sizeof t.uuid);
+	memcpy(t.uuid, d->uuid, sizeof t.uuid);
 	return pwrite(fd, &t, sizeof t, (off_t)size) == (ssize_t)sizeof t ? CUDA_SUCCESS : CUDA_ERROR_OPERATING_SYSTEM;
 }
 
@@ -29,7 +29,7 @@ CUresult share_read(int fd, struct simdev **d, uint64_t *size)
 	REQUIRE(end > (off_t)sizeof t && pread(fd, &t, sizeof t, end - (off_t)sizeof t) == (ssize_t)sizeof t, CUDA_ERROR_INVALID_VALUE);
 	REQUIRE(memcmp(t.magic, trailer_magic, sizeof t.magic) == 0 && t.size == (uint64_t)end - sizeof t, CUDA_ERROR_INVALID_VALUE);
 	for (int i = 0; i < g.ndev; i++)
-		if (memcmp(g.dev[i].gpu->facts.uuid, t.uuid, sizeof t.uuid) == 0) {
+		if (memcmp(g.dev[i].uuid, t.uuid, sizeof t.uuid) == 0) {
 			*d = &g.dev[i];
 			*size = t.size;
 			return CUDA_SUCCESS;

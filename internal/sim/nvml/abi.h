@@ -17,7 +17,7 @@
 enum nv_return {
 	NV_SUCCESS = 0, NV_UNINITIALIZED = 1, NV_INVALID_ARGUMENT = 2, NV_NOT_SUPPORTED = 3, NV_NO_PERMISSION = 4,
 	NV_NOT_FOUND = 6, NV_INSUFFICIENT_SIZE = 7, NV_DRIVER_NOT_LOADED = 9, NV_TIMEOUT = 10, NV_FUNCTION_NOT_FOUND = 13,
-	NV_GPU_IS_LOST = 15, NV_LIB_RM_VERSION_MISMATCH = 18, NV_MEMORY = 20, NV_VERSION_MISMATCH = 25, NV_UNKNOWN = 999
+	NV_GPU_IS_LOST = 15, NV_LIB_RM_VERSION_MISMATCH = 18, NV_IN_USE = 19, NV_MEMORY = 20, NV_INSUFFICIENT_RESOURCES = 23, NV_VERSION_MISMATCH = 25, NV_UNKNOWN = 999
 };
 typedef enum nv_return nv_return;
 
@@ -85,6 +85,16 @@ struct nv_gi_profile_v3 {
 };
 struct nv_gi_info { nv_device device; unsigned id, profile; struct nv_placement placement; };
 struct nv_ci_info { nv_device device; nv_gpu_instance gi; unsigned id, profile; struct nv_placement placement; };
+struct nv_ci_profile { unsigned id, slices, count, sms, copy_engines, decoders, encoders, jpegs, ofas; };
+struct nv_ci_profile_v2 {
+	unsigned version, id, slices, count, sms, copy_engines, decoders, encoders, jpegs, ofas;
+	char name[96];
+};
+struct nv_ci_profile_v3 {
+	unsigned version, id, slices, count, sms, copy_engines, decoders, encoders, jpegs, ofas;
+	char name[96];
+	unsigned capabilities;
+};
 struct nv_attributes {
 	unsigned sms, copy_engines, decoders, encoders, jpegs, ofas, gi_slices, ci_slices;
 	unsigned long long memory_mb;

@@ -56,7 +56,7 @@ NVML nv_return nvmlDeviceGetHandleByUUID(const char *uuid, nv_device *device)
 			return found(g, device);
 		for (unsigned j = 0; j < SIM_MAX_MIG_INSTANCES; j++) {
 			uuid_text("MIG", g->s->mig[j].uuid, text);
-			if (g->s->mig[j].used && strcasecmp(text, uuid) == 0) {
+			if (strcasecmp(text, uuid) == 0 && shown(&g->mig[j])) {
 				*device = &g->mig[j];
 				return NV_SUCCESS;
 			}
@@ -265,13 +265,9 @@ NVML nv_return nvmlDeviceGetNumaNodeId(nv_device d, unsigned *id)
 static struct nv_memory_v2 memory_of(nv_device d, struct gpu *g)
 {
 	struct nv_memory_v2 m = { 0 };
-	if (d->kind == H_MIG) { /* the simulated CUDA driver does not run in MIG devices: they are empty */
-		m.total = m.free = profile_of(d)->memory;
-		return m;
-	}
-	m.total = g->s->facts.memory_total;
-	m.reserved = g->s->facts.memory_reserved;
-	m.used = used_bytes(g);
+	m.total = d->kind == H_MIG ? profile_of(d)->memory : g->s->facts.memory_total;
+	m.reserved = d->kind == H_MIG ? 0 : g->s->facts.memory_reserved;
+	m.used = used_bytes(d);
 	m.free = m.used + m.reserved < m.total ? m.total - m.reserved - m.used : 0;
 	return m;
 }
@@ -309,16 +305,24 @@ static nv_return listed(unsigned *count, unsigned room, unsigned n)
 	return n > room ? NV_INSUFFICIENT_SIZE : NV_SUCCESS;
 }
 
+/* The instance that a process is in; none: all ones. */
+static const struct sim_mig_instance *place_of(const struct gpu *g, const struct sim_use *u)
+{
+	return u->mig && u->mig <= SIM_MAX_MIG_INSTANCES ? &g->s->mig[u->mig - 1] : NULL;
+}
+static unsigned gi_of(const struct gpu *g, const struct sim_use *u) { return place_of(g, u) ? place_of(g, u)->gi : ~0u; }
+static unsigned ci_of(const struct gpu *g, const struct sim_use *u) { return place_of(g, u) ? place_of(g, u)->ci : ~0u; }
+
 static nv_return processes(nv_device d, unsigned *count, struct nv_process *infos, struct nv_process_v1 *infos_v1)
 {
 	struct user u[SIM_MAX_PROCS];
 	ENTER_BY(enter_any, d, count && (*count == 0 || infos || infos_v1));
-	unsigned room = *count, n = d->kind == H_MIG ? 0 : users(g, u);
+	unsigned room = *count, n = users(d, u);
 	for (unsigned i = 0; i < n && i < room; i++) {
 		unsigned pid = (unsigned)u[i].pid;
 		unsigned long long used = __atomic_load_n(&u[i].use->used, __ATOMIC_RELAXED);
 		if (infos)
-			infos[i] = (struct nv_process){ pid, used, ~0u, ~0u };
+			infos[i] = (struct nv_process){ pid, used, gi_of(g, u[i].use), ci_of(g, u[i].use) };
 		else
 			infos_v1[i] = (struct nv_process_v1){ pid, used };
 	}
@@ -380,7 +384,7 @@ NVML nv_return nvmlDeviceGetProcessUtilization(nv_device d, struct nv_process_sa
 	struct user u[SIM_MAX_PROCS];
 	(void)last_seen;
 	ENTER(d, count && (*count == 0 || samples));
-	unsigned room = *count, n = users(g, u);
+	unsigned room = *count, n = users(&g->self, u);
 	if (n == 0)
 		return NV_NOT_FOUND;
 	if (n > room)

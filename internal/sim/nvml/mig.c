@@ -1,13 +1,17 @@
-/* mig.c: MIG as the profile cut it. Instances can be asked for, not made or destroyed; each GPU instance
- * has one compute instance of its whole size. */
+/* mig.c: MIG mode, what a GPU can be cut into, what it is cut into, and the devices that come of it. */
 #define _GNU_SOURCE
 #include "node.h"
 
 #include <stdio.h>
 #include <string.h>
 
-const struct sim_mig_instance *instance_of(const struct handle *h) { return &h->gpu->s->mig[h->n]; }
+struct sim_mig_instance *instance_of(const struct handle *h) { return &h->gpu->s->mig[h->n]; }
 const struct sim_mig_profile *profile_of(const struct handle *h) { return &h->gpu->s->facts.mig_profile[instance_of(h)->profile % SIM_MAX_MIG_PROFILES]; }
+
+bool shown(const struct handle *mig)
+{
+	return mig->gpu->s->mig_mode && sim_mig_usable(node.root, mig->gpu->s, instance_of(mig));
+}
 
 NVML nv_return nvmlDeviceGetMigMode(nv_device d, unsigned *current, unsigned *pending)
 {
@@ -36,7 +40,7 @@ NVML nv_return nvmlDeviceIsMigDeviceHandle(nv_device d, unsigned *is)
 NVML nv_return nvmlDeviceGetMigDeviceHandleByIndex(nv_device d, unsigned index, nv_device *mig)
 {
 	ENTER(d, mig);
-	if (index >= SIM_MAX_MIG_INSTANCES || !g->s->mig_mode || !g->s->mig[index].used)
+	if (index >= SIM_MAX_MIG_INSTANCES || !shown(&g->mig[index]))
 		return NV_NOT_FOUND;
 	*mig = &g->mig[index];
 	return NV_SUCCESS;
@@ -87,7 +91,7 @@ static const struct sim_mig_profile *by_slot(const struct gpu *g, unsigned slot)
 	return NULL;
 }
 
-static const struct sim_mig_profile *by_id(const struct gpu *g, unsigned id)
+const struct sim_mig_profile *profile_by_id(const struct gpu *g, unsigned id)
 {
 	for (unsigned i = 0; i < g->s->facts.mig_profile_count; i++)
 		if (g->s->facts.mig_profile[i].id == id)
@@ -140,14 +144,14 @@ NVML nv_return nvmlDeviceGetGpuInstanceProfileInfoV(nv_device d, unsigned slot, 
 NVML nv_return nvmlDeviceGetGpuInstanceProfileInfoByIdV(nv_device d, unsigned id, struct nv_gi_profile_v2 *out)
 {
 	ENTER(d, out);
-	const struct sim_mig_profile *p = by_id(g, id);
+	const struct sim_mig_profile *p = profile_by_id(g, id);
 	return p ? versioned_profile(p, out) : NV_NOT_SUPPORTED;
 }
 
 NVML nv_return nvmlDeviceGetGpuInstancePossiblePlacements_v2(nv_device d, unsigned id, struct nv_placement *out, unsigned *count)
 {
 	ENTER(d, count);
-	const struct sim_mig_profile *p = by_id(g, id);
+	const struct sim_mig_profile *p = profile_by_id(g, id);
 	if (!p || !g->s->mig_mode)
 		return NV_NOT_SUPPORTED;
 	unsigned room = out ? *count : 0, n = 0;
@@ -167,12 +171,11 @@ NVML nv_return nvmlDeviceGetGpuInstancePossiblePlacements(nv_device d, unsigned 
 	return nvmlDeviceGetGpuInstancePossiblePlacements_v2(d, id, out, count);
 }
 
-/* Memory slices in use. */
-static uint32_t occupied(const struct gpu *g)
+uint32_t occupied(const struct gpu *g)
 {
 	uint32_t mask = 0;
 	for (unsigned i = 0; i < SIM_MAX_MIG_INSTANCES; i++)
-		if (g->s->mig[i].used)
+		if (sim_instance(&g->s->mig[i]))
 			mask |= ((1u << profile_of(&g->mig[i])->size) - 1) << g->s->mig[i].start;
 	return mask;
 }
@@ -180,7 +183,7 @@ static uint32_t occupied(const struct gpu *g)
 NVML nv_return nvmlDeviceGetGpuInstanceRemainingCapacity(nv_device d, unsigned id, unsigned *count)
 {
 	ENTER(d, count);
-	const struct sim_mig_profile *p = by_id(g, id);
+	const struct sim_mig_profile *p = profile_by_id(g, id);
 	if (!p || !g->s->mig_mode)
 		return NV_NOT_SUPPORTED;
 	uint32_t taken = occupied(g), mask = (1u << p->size) - 1;
@@ -198,11 +201,11 @@ NVML nv_return nvmlDeviceGetGpuInstanceRemainingCapacity(nv_device d, unsigned i
 NVML nv_return nvmlDeviceGetGpuInstances(nv_device d, unsigned id, nv_gpu_instance *out, unsigned *count)
 {
 	ENTER(d, out && count);
-	if (!by_id(g, id) || !g->s->mig_mode)
+	if (!profile_by_id(g, id) || !g->s->mig_mode)
 		return NV_NOT_SUPPORTED;
 	*count = 0;
 	for (unsigned i = 0; i < SIM_MAX_MIG_INSTANCES; i++)
-		if (g->s->mig[i].used && profile_of(&g->mig[i])->id == id)
+		if (sim_instance(&g->s->mig[i]) && profile_of(&g->mig[i])->id == id)
 			out[(*count)++] = &g->gi[i];
 	return NV_SUCCESS;
 }
@@ -213,28 +216,118 @@ NVML nv_return nvmlDeviceGetGpuInstanceById(nv_device d, unsigned id, nv_gpu_ins
 	if (!g->s->mig_mode)
 		return NV_NOT_SUPPORTED;
 	for (unsigned i = 0; i < SIM_MAX_MIG_INSTANCES; i++)
-		if (g->s->mig[i].used && g->s->mig[i].gi == id) {
+		if (sim_instance(&g->s->mig[i]) && g->s->mig[i].gi == id) {
 			*out = &g->gi[i];
 			return NV_SUCCESS;
 		}
 	return NV_NOT_FOUND;
 }
 
+struct handle *enter_instance(nv_gpu_instance gi, nv_return *why)
+{
+	struct handle *h = as_handle(gi, H_GI);
+	struct gpu *g;
+	*why = !initialized() ? NV_UNINITIALIZED : h && sim_instance(instance_of(h)) ? enter(&h->gpu->self, &g) : NV_INVALID_ARGUMENT;
+	return *why == NV_SUCCESS ? h : NULL;
+}
+
+/* Starts a call on a GPU instance; declares h. */
+#define ENTER_GI(gi, ok)                                   \
+	nv_return why_;                                    \
+	struct handle *h = enter_instance(gi, &why_);      \
+	do {                                               \
+		if (!h)                                    \
+			return why_;                       \
+		if (!(ok))                                 \
+			return NV_INVALID_ARGUMENT;        \
+	} while (0)
+
 NVML nv_return nvmlGpuInstanceGetInfo(nv_gpu_instance gi, struct nv_gi_info *out)
 {
-	struct handle *h = initialized() ? as_handle(gi, H_GI) : NULL;
-	if (!h || !out)
-		return NV_INVALID_ARGUMENT;
+	ENTER_GI(gi, out);
 	*out = (struct nv_gi_info){ &h->gpu->self, instance_of(h)->gi, profile_of(h)->id, { instance_of(h)->start, profile_of(h)->size } };
+	return NV_SUCCESS;
+}
+
+/* --- compute instances: one, of the GPU instance's whole size ---------------------------------------- */
+
+/* NVML_COMPUTE_INSTANCE_PROFILE_* by slices; it is the driver's number of the profile, too. */
+unsigned whole_profile(const struct handle *h)
+{
+	static const unsigned by_slices[] = { 0, 0, 1, 2, 3, 3, 6, 4, 5 };
+	return by_slices[profile_of(h)->slices % (sizeof by_slices / sizeof by_slices[0])];
+}
+
+static struct nv_ci_profile_v3 compute_profile(const struct handle *h)
+{
+	const struct sim_mig_profile *p = profile_of(h);
+	struct nv_ci_profile_v3 out = { .id = whole_profile(h), .slices = p->slices, .count = 1, .sms = p->sms, .copy_engines = p->copy_engines };
+	snprintf(out.name, sizeof out.name, "MIG %s", p->name);
+	return out;
+}
+
+NVML nv_return nvmlGpuInstanceGetComputeInstanceProfileInfo(nv_gpu_instance gi, unsigned profile, unsigned engines, struct nv_ci_profile *out)
+{
+	ENTER_GI(gi, out && engines == 0);
+	if (profile != whole_profile(h))
+		return NV_NOT_SUPPORTED;
+	struct nv_ci_profile_v3 p = compute_profile(h);
+	memcpy(out, &p.id, sizeof *out);
+	return NV_SUCCESS;
+}
+
+NVML nv_return nvmlGpuInstanceGetComputeInstanceProfileInfoV(nv_gpu_instance gi, unsigned profile, unsigned engines, struct nv_ci_profile_v2 *out)
+{
+	ENTER_GI(gi, out && engines == 0);
+	if (profile != whole_profile(h))
+		return NV_NOT_SUPPORTED;
+	struct nv_ci_profile_v3 p = compute_profile(h);
+	p.version = out->version;
+	if (version_is(p.version, struct nv_ci_profile_v2, 2))
+		memcpy(out, &p, sizeof *out);
+	else if (version_is(p.version, struct nv_ci_profile_v3, 3))
+		memcpy(out, &p, sizeof p);
+	else
+		return NV_VERSION_MISMATCH;
+	return NV_SUCCESS;
+}
+
+NVML nv_return nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nv_gpu_instance gi, unsigned id, unsigned *count)
+{
+	ENTER_GI(gi, count);
+	if (id != whole_profile(h))
+		return NV_NOT_SUPPORTED;
+	*count = !sim_mig_device(instance_of(h));
+	return NV_SUCCESS;
+}
+
+NVML nv_return nvmlGpuInstanceGetComputeInstancePossiblePlacements(nv_gpu_instance gi, unsigned id, struct nv_placement *out, unsigned *count)
+{
+	ENTER_GI(gi, count);
+	if (id != whole_profile(h))
+		return NV_NOT_SUPPORTED;
+	unsigned room = out ? *count : 1;
+	*count = 1;
+	if (out && room)
+		*out = (struct nv_placement){ 0, profile_of(h)->slices };
+	return room ? NV_SUCCESS : NV_INSUFFICIENT_SIZE;
+}
+
+NVML nv_return nvmlGpuInstanceGetComputeInstances(nv_gpu_instance gi, unsigned id, nv_compute_instance *out, unsigned *count)
+{
+	ENTER_GI(gi, out && count);
+	if (id != whole_profile(h))
+		return NV_NOT_SUPPORTED;
+	*count = sim_mig_device(instance_of(h));
+	if (*count)
+		*out = &h->gpu->ci[h->n];
 	return NV_SUCCESS;
 }
 
 NVML nv_return nvmlGpuInstanceGetComputeInstanceById(nv_gpu_instance gi, unsigned id, nv_compute_instance *out)
 {
-	struct handle *h = initialized() ? as_handle(gi, H_GI) : NULL;
-	if (!h || !out)
-		return NV_INVALID_ARGUMENT;
-	if (id != instance_of(h)->ci)
+	ENTER_GI(gi, out);
+	if (!sim_mig_device(instance_of(h)) || id != instance_of(h)->ci)
 		return NV_NOT_FOUND;
 	*out = &h->gpu->ci[h->n];
 	return NV_SUCCESS;
@@ -242,9 +335,10 @@ NVML nv_return nvmlGpuInstanceGetComputeInstanceById(nv_gpu_instance gi, unsigne
 
 NVML nv_return nvmlComputeInstanceGetInfo_v2(nv_compute_instance ci, struct nv_ci_info *out)
 {
-	struct handle *h = initialized() ? as_handle(ci, H_CI) : NULL;
-	if (!h || !out)
-		return NV_INVALID_ARGUMENT;
-	*out = (struct nv_ci_info){ &h->gpu->self, &h->gpu->gi[h->n], instance_of(h)->ci, 0, { 0, profile_of(h)->slices } };
+	struct handle *c = initialized() ? as_handle(ci, H_CI) : NULL;
+	ENTER_GI(c && sim_mig_device(instance_of(c)) ? &c->gpu->gi[c->n] : NULL, out);
+	*out = (struct nv_ci_info){ &h->gpu->self, h, instance_of(h)->ci, whole_profile(h), { 0, profile_of(h)->slices } };
 	return NV_SUCCESS;
 }
+
+NVML nv_return nvmlComputeInstanceGetInfo(nv_compute_instance ci, struct nv_ci_info *out) { return nvmlComputeInstanceGetInfo_v2(ci, out); }

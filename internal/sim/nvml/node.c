@@ -168,6 +168,8 @@ static nv_return enter_kind(nv_device d, struct gpu **g, bool mig, bool fixed)
 	if (!h)
 		return as_handle(d, H_MIG) ? NV_NOT_SUPPORTED : NV_INVALID_ARGUMENT;
 	*g = h->gpu;
+	if (h->kind == H_MIG && !shown(h))
+		return NV_NOT_FOUND; /* destroyed since */
 	if (fixed)
 		return NV_SUCCESS;
 	sit_out_hang(h->gpu->s);
@@ -190,13 +192,16 @@ static int owner(unsigned slot)
 	return fl.l_pid;
 }
 
-unsigned users(const struct gpu *g, struct user out[SIM_MAX_PROCS])
+unsigned users(const struct handle *of, struct user out[SIM_MAX_PROCS])
 {
+	const struct gpu *g = of->gpu;
 	unsigned n = 0;
 	for (unsigned s = 0; s < SIM_MAX_PROCS; s++) {
 		const struct sim_proc *p = &node.ctl->proc[s];
 		const struct sim_use *u = &g->s->use[s];
 		if (__atomic_load_n(&p->pid, __ATOMIC_ACQUIRE) == 0 || u->generation != p->generation || (!u->used && !u->contexts))
+			continue;
+		if (of->kind != H_GPU && u->mig != of->n + 1)
 			continue;
 		int pid = owner(s);
 		if (pid)
@@ -205,11 +210,11 @@ unsigned users(const struct gpu *g, struct user out[SIM_MAX_PROCS])
 	return n;
 }
 
-uint64_t used_bytes(const struct gpu *g)
+uint64_t used_bytes(const struct handle *of)
 {
 	struct user u[SIM_MAX_PROCS];
 	uint64_t sum = 0;
-	for (unsigned i = 0, n = users(g, u); i < n; i++)
+	for (unsigned i = 0, n = users(of, u); i < n; i++)
 		sum += __atomic_load_n(&u[i].use->used, __ATOMIC_RELAXED);
 	return sum;
 }

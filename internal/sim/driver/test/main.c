@@ -16,7 +16,7 @@ struct sim_ctl *ctl;
 static const char *ptx_path;
 static struct sim_gpu *gpus[SIM_MAX_GPUS];
 
-static const struct test *const tables[] = { context_tests, memory_tests, vmm_tests, stream_tests, graph_tests, module_tests, process_tests };
+static const struct test *const tables[] = { context_tests, memory_tests, vmm_tests, stream_tests, graph_tests, module_tests, process_tests, mig_tests };
 
 static int ctl_fd;
 

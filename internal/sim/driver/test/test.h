@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 struct test { const char *name; void (*run)(void); };
-extern const struct test memory_tests[], stream_tests[], graph_tests[], module_tests[], process_tests[], vmm_tests[], context_tests[];
+extern const struct test memory_tests[], stream_tests[], graph_tests[], module_tests[], process_tests[], vmm_tests[], context_tests[], mig_tests[];
 
 /* The test ends at the first check that fails. */
 #define FAIL(...) do { fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); fprintf(stderr, __VA_ARGS__); fputc('\n', stderr); exit(1); } while (0)

@@ -85,6 +85,47 @@ static void *worker(void *arg)
 	return NULL;
 }
 
+/* Makes and destroys instances beside others who do; the answer of each call is right or "no room". */
+static void *churn(void *arg)
+{
+	for (int round = 0; round < 100; round++) {
+		nv_gpu_instance gi;
+		nv_compute_instance ci;
+		struct nv_gi_info info;
+		int r = ASK("nvmlDeviceCreateGpuInstance", arg, round % 2 ? 19u : 14u, &gi);
+		if (r != NV_SUCCESS) {
+			failed |= r != NV_INSUFFICIENT_RESOURCES;
+			continue;
+		}
+		EXPECT(NV_SUCCESS, "nvmlGpuInstanceGetInfo", gi, &info);
+		EXPECT(NV_SUCCESS, "nvmlGpuInstanceCreateComputeInstance", gi, info.placement.size - 1, &ci);
+		EXPECT(NV_IN_USE, "nvmlGpuInstanceDestroy", gi);
+		EXPECT(NV_SUCCESS, "nvmlComputeInstanceDestroy", ci);
+		EXPECT(NV_SUCCESS, "nvmlGpuInstanceDestroy", gi);
+	}
+	return NULL;
+}
+
+static void bad_instances(nv_device d)
+{
+	nv_gpu_instance gi;
+	struct nv_gi_info info;
+	char junk[64] = "";
+	unsigned count;
+	EXPECT(NV_INVALID_ARGUMENT, "nvmlDeviceCreateGpuInstance", d, 19u, (void *)NULL);
+	EXPECT(NV_INVALID_ARGUMENT, "nvmlDeviceCreateGpuInstanceWithPlacement", d, 19u, (void *)NULL, &gi);
+	EXPECT(NV_INVALID_ARGUMENT, "nvmlGpuInstanceDestroy", (void *)NULL);
+	EXPECT(NV_INVALID_ARGUMENT, "nvmlGpuInstanceDestroy", (void *)junk);
+	EXPECT(NV_INVALID_ARGUMENT, "nvmlComputeInstanceDestroy", (void *)junk);
+	EXPECT(NV_INVALID_ARGUMENT, "nvmlGpuInstanceGetInfo", d, &info);
+	EXPECT(NV_INVALID_ARGUMENT, "nvmlGpuInstanceGetComputeInstancePossiblePlacements", (void *)junk, 0u, (void *)NULL, &count);
+	EXPECT(NV_SUCCESS, "nvmlDeviceGetGpuInstanceRemainingCapacity", d, 19u, &count);
+	if (count != 7) {
+		fprintf(stderr, "exercise: room for %u of 7 instances\n", count);
+		failed = 1;
+	}
+}
+
 int main(int argc, char **argv)
 {
 	lib = argc == 2 ? dlopen(argv[1], RTLD_NOW) : NULL;
@@ -115,6 +156,12 @@ int main(int argc, char **argv)
 		pthread_create(&threads[i], NULL, worker, d);
 	for (int i = 0; i < 4; i++)
 		pthread_join(threads[i], NULL);
+	EXPECT(NV_SUCCESS, "nvmlDeviceGetHandleByIndex_v2", 6u, &d);
+	for (int i = 0; i < 4; i++)
+		pthread_create(&threads[i], NULL, churn, d);
+	for (int i = 0; i < 4; i++)
+		pthread_join(threads[i], NULL);
+	bad_instances(d);
 	EXPECT(NV_SUCCESS, "nvmlShutdown");
 	EXPECT(NV_UNINITIALIZED, "nvmlShutdown");
 	return failed;
