@@ -81,8 +81,8 @@ func refusals(t *testing.T, conditions cel.ConditionEvaluator, object runtime.Ob
 	return messages[0]
 }
 
-// places are the three objects that hold configurations.
-func places(text, driver string) map[string]runtime.Object {
+// objects are the three objects that hold configurations.
+func objects(text, driver string) map[string]runtime.Object {
 	config := resourceapi.DeviceConfiguration{Opaque: &resourceapi.OpaqueDeviceConfiguration{Driver: driver, Parameters: runtime.RawExtension{Raw: []byte(text)}}}
 	devices := resourceapi.DeviceClaim{Config: []resourceapi.DeviceClaimConfiguration{{DeviceConfiguration: config}}}
 	return map[string]runtime.Object{
@@ -99,7 +99,7 @@ func TestPolicyAgreesWithDecoder(t *testing.T) {
 		if tt.unseen {
 			continue
 		}
-		for kind, object := range places(tt.text, DriverName) {
+		for kind, object := range objects(tt.text, DriverName) {
 			messages := refusals(t, conditions, object, kind)
 			if refused := messages != ""; refused != (tt.err != "") {
 				t.Errorf("%s in a %s: refused %v (%s), the decoder says %q", tt.name, kind, refused, messages, tt.err)
@@ -110,7 +110,7 @@ func TestPolicyAgreesWithDecoder(t *testing.T) {
 
 func TestPolicyLeavesOthersAlone(t *testing.T) {
 	conditions := evaluator(t)
-	for kind, object := range places(`{"anything":[null]}`, "gpu.example.com") {
+	for kind, object := range objects(`{"anything":[null]}`, "gpu.example.com") {
 		if messages := refusals(t, conditions, object, kind); messages != "" {
 			t.Errorf("%s: %v", kind, messages)
 		}
@@ -129,7 +129,7 @@ func TestPolicyIsCheap(t *testing.T) {
 	conditions := evaluator(t)
 	claim := &resourceapi.ResourceClaim{}
 	for range 32 {
-		claim.Spec.Devices.Config = append(claim.Spec.Devices.Config, places(configs[1].text, DriverName)["ResourceClaim"].(*resourceapi.ResourceClaim).Spec.Devices.Config...)
+		claim.Spec.Devices.Config = append(claim.Spec.Devices.Config, objects(configs[1].text, DriverName)["ResourceClaim"].(*resourceapi.ResourceClaim).Spec.Devices.Config...)
 	}
 	if messages := refusals(t, conditions, claim, "ResourceClaim"); messages != "" {
 		t.Error(messages)
