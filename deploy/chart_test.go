@@ -56,7 +56,7 @@ func TestValuesRefused(t *testing.T) {
 		{"logLevel=verbose", "logLevel"},
 		{"cards[0].mode=shared", "mode"},
 		{"cards[0].mode=overcommit", "overcommitPercent"},
-		{"cards[0].mode=overcommit,cards[0].overcommitPercent=50", "overcommitPercent"},
+		{"cards[0].mode=overcommit,cards[0].overcommitPercent=100", "overcommitPercent"},
 		{"cards[0].mode=mig,cards[0].overcommitPercent=150", "cards"},
 		{"cards[0].mode=mig,cards[0].match.name=A100", "match"},
 		{"devicePlugin.memory=10GB", "memory"},

@@ -21,6 +21,7 @@ runDir: {{ include "kerf.runDir" . }}
 stateDir: {{ .Values.stateDir }}
 root: {{ if .Values.simulate }}/{{ else }}{{ include "kerf.driverRoot" . }}{{ end }}
 logLevel: {{ .Values.logLevel }}
+socketMode: "0660" # slices of a node are the scheduler's to give, not any local user's to take
 {{- with .Values.cards }}
 cards:
   {{- toYaml . | nindent 2 }}
@@ -30,6 +31,10 @@ kubernetes:
   kubeletDir: {{ .Values.kubeletDir }}
   cdiDir: {{ .Values.cdiDir }}
   hostDir: {{ .Values.hostDir }}
+{{- if not .Values.simulate }}
+  rootOnHost: {{ .Values.driverRoot }}
+{{- end }}
+  dra: {{ .Values.dra.enabled }}
   devicePlugin:
     enabled: {{ .Values.devicePlugin.enabled }}
     memory: {{ .Values.devicePlugin.memory }}
