@@ -1,0 +1,212 @@
+package dra
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	metadata "k8s.io/dynamic-resource-allocation/api/metadata/v1beta1"
+	"k8s.io/dynamic-resource-allocation/kubeletplugin"
+	"k8s.io/dynamic-resource-allocation/resourceslice"
+)
+
+// Config is what the driver needs of the daemon around it.
+type Config struct {
+	NodeName   string
+	Client     kubernetes.Interface
+	KubeletDir string // empty: /var/lib/kubelet. The same path on the host and here
+	CDIDir     string // where the files that tell a workload of its share are announced; empty: no such files
+	// PodUID, where set, lets two pods of a DaemonSet overlap while it is updated; it needs a kubelet from 1.33 on.
+	PodUID  string
+	Options Options
+
+	Shares  Shares
+	Cards   func() []Card   // what there is now; it must not block
+	Changed <-chan struct{} // look at Cards again
+	Report  func(error)     // errors in the background, which nobody else hears of
+}
+
+// apiTimeout is for one call to the API server.
+const apiTimeout = 10 * time.Second
+
+func (c Config) report(err error) {
+	if c.Report != nil {
+		c.Report(err)
+	}
+}
+
+func (c Config) registryDir() string { return filepath.Join(c.KubeletDir, "plugins_registry") }
+func (c Config) dataDir() string     { return filepath.Join(c.KubeletDir, "plugins", DriverName) }
+
+// Driver is one node's DRA driver.
+type Driver struct {
+	config     Config
+	metrics    metrics
+	locks      keyedLock
+	status     *statuses
+	changed    broadcast
+	registered atomic.Bool
+	seen       seen
+	fatal      chan error // an error after which the driver is of no use
+}
+
+// New checks the configuration. It starts nothing.
+func New(config Config) (*Driver, error) {
+	if config.KubeletDir == "" {
+		config.KubeletDir = "/var/lib/kubelet"
+	}
+	switch {
+	case config.NodeName == "":
+		return nil, errors.New("DRA driver: no node name; set kubernetes.nodeName, or NODE_NAME from the field spec.nodeName of the pod")
+	case config.Client == nil || config.Shares == nil || config.Cards == nil:
+		return nil, errors.New("DRA driver: Client, Shares and Cards are needed")
+	case config.Options.Order != "" && config.Options.Order != Binpack && config.Options.Order != Spread:
+		return nil, fmt.Errorf("DRA driver: order %q: not known; write binpack or spread", config.Options.Order)
+	}
+	d := &Driver{config: config, status: newStatuses(), fatal: make(chan error, 1)}
+	d.metrics = newMetrics(config.Shares)
+	return d, nil
+}
+
+// Run serves kubelet until ctx ends. The API server may be away: what kubelet asks is answered as far as it can be, and what there
+// is to publish waits.
+func (d *Driver) Run(ctx context.Context) error {
+	if err := d.makeDirs(); err != nil {
+		return err
+	}
+	if err := d.refuseSecond(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	helper, err := kubeletplugin.Start(ctx, d, d.options()...)
+	if err != nil {
+		return fmt.Errorf("start DRA driver: %w", err)
+	}
+	defer helper.Stop()
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer cancel() // before the wait
+	for _, part := range []func(context.Context){
+		d.relayChanges,
+		func(ctx context.Context) { d.publish(ctx, helper) },
+		d.writeStatuses,
+		d.sweepOrphans,
+	} {
+		parts.Go(func() { part(ctx) })
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-d.fatal:
+		return err
+	}
+}
+
+func (d *Driver) options() []kubeletplugin.Option {
+	options := []kubeletplugin.Option{
+		kubeletplugin.DriverName(DriverName),
+		kubeletplugin.NodeName(d.config.NodeName),
+		kubeletplugin.KubeClient(d.config.Client),
+		kubeletplugin.RegistrarDirectoryPath(d.config.registryDir()),
+		kubeletplugin.PluginDataDirectoryPath(d.config.dataDir()),
+		kubeletplugin.Serialize(false), // claims have locks of their own
+		kubeletplugin.GRPCVerbosity(-1),
+		kubeletplugin.GRPCInterceptor(d.watchRegistration),
+		kubeletplugin.GRPCInterceptor(d.recoverCall),
+		kubeletplugin.RollingUpdate(types.UID(d.config.PodUID)),
+	}
+	if d.config.CDIDir != "" {
+		options = append(options, kubeletplugin.EnableDeviceMetadata(true, []schema.GroupVersion{metadata.SchemeGroupVersion}),
+			kubeletplugin.CDIDirectory(d.config.CDIDir))
+	}
+	return options
+}
+
+func (d *Driver) makeDirs() error {
+	if _, err := os.Stat(d.config.KubeletDir); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("DRA driver: kubelet's directory %s is not here; mount it from the host, or set kubernetes.kubeletDir to kubelet's --root-dir", d.config.KubeletDir)
+	}
+	for _, dir := range []string{d.config.registryDir(), d.config.dataDir()} {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return fmt.Errorf("DRA driver: %w; kerfd must be able to write there", err)
+		}
+	}
+	return nil
+}
+
+// HandleError implements kubeletplugin.DRAPlugin: errors of the library's background work.
+func (d *Driver) HandleError(_ context.Context, err error, msg string) {
+	var dropped *resourceslice.DroppedFieldsError
+	kind, said := "publish", fmt.Errorf("%s: %w", msg, err)
+	switch {
+	case errors.As(err, &dropped):
+		kind = "dropped"
+		said = fmt.Errorf("publish slices: %w; enable these feature gates in the API server and the scheduler. Without DRAConsumableCapacity "+
+			"a card goes to one claim whole; without DRAPartitionableDevices MIG placements may overlap, and are refused here", dropped)
+	case apierrors.IsForbidden(err):
+		said = fmt.Errorf("publish slices: %w; the service account of kerfd lacks a rule, see the ClusterRole kerfd of the chart", err)
+	case apierrors.IsInvalid(err):
+		said = fmt.Errorf("publish slices: the API server refuses them (%w); this is a mistake in Kerf, please report it", err)
+	}
+	d.config.report(d.failed(kind, said))
+	if !errors.Is(err, kubeletplugin.ErrRecoverable) {
+		select {
+		case d.fatal <- said:
+		default: // one is enough
+		}
+	}
+}
+
+// Registered reports whether kubelet has taken the driver in: it is ready then.
+func (d *Driver) Registered() bool { return d.registered.Load() }
+
+// broadcast tells any number of goroutines that something changed.
+type broadcast struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+// wait is closed at the next change.
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+func (b *broadcast) fire() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
+}
+
+// relayChanges gives the daemon's one signal to all who look at the cards.
+func (d *Driver) relayChanges(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, open := <-d.config.Changed:
+			if !open {
+				return
+			}
+			d.changed.fire()
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package dra
+
+import (
+	"cmp"
+	"context"
+	"sync"
+	"time"
+
+	"k8s.io/dynamic-resource-allocation/kubeletplugin"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// healthInterval is well within the 30 s after which kubelet takes a device's health for unknown.
+const healthInterval = 10 * time.Second
+
+// seen is every device of which kubelet was told: one that is gone is reported as unknown, rather than left to go stale.
+type seen struct {
+	mu      sync.Mutex
+	devices map[string]struct{}
+}
+
+// WatchHealthStatus implements kubeletplugin.DRAPlugin.
+func (d *Driver) WatchHealthStatus(ctx context.Context, reports chan<- kubeletplugin.DeviceHealthReport) error {
+	ticker := time.NewTicker(healthInterval)
+	defer ticker.Stop()
+	for {
+		changed := d.changed.wait()
+		select {
+		case <-ctx.Done():
+			return nil
+		case reports <- d.health(time.Now()):
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		case <-changed:
+		}
+	}
+}
+
+// health is the health of all devices.
+func (d *Driver) health(now time.Time) (report kubeletplugin.DeviceHealthReport) {
+	d.seen.mu.Lock()
+	defer d.seen.mu.Unlock()
+	if d.seen.devices == nil {
+		d.seen.devices = make(map[string]struct{})
+	}
+	here := make(map[string]struct{})
+	add := func(device string, health kubeletplugin.HealthStatus, message string) {
+		here[device] = struct{}{}
+		report.Devices = append(report.Devices, kubeletplugin.DeviceHealth{PoolName: d.config.NodeName, DeviceName: device, Health: health,
+			Message: message, LastUpdated: now, HealthCheckTimeout: 3 * healthInterval})
+	}
+	for _, c := range ordered(d.config.Cards(), Binpack) {
+		health, message := healthOf(c)
+		for _, device := range deviceNames(c) {
+			add(device, health, message)
+			d.seen.devices[device] = struct{}{}
+		}
+	}
+	for _, device := range sortedKeys(d.seen.devices) {
+		if _, ok := here[device]; !ok {
+			add(device, kubeletplugin.HealthStatusUnknown, "this device is not on the node any more; kerf doctor tells of each card")
+		}
+	}
+	return report
+}
+
+func deviceNames(c Card) (names []string) {
+	if c.mode() != share.ModeMIG {
+		return []string{deviceName(c)}
+	}
+	for _, p := range places(c) {
+		names = append(names, placementName(c, p.at))
+	}
+	return names
+}
+
+// healthOf says Unhealthy only where the hardware itself says so. That nothing is granted on a card for another reason
+// is no sickness of it, and what is not known is Unknown: a broken monitor must not move a pod.
+func healthOf(c Card) (kubeletplugin.HealthStatus, string) {
+	fault := c.Fault
+	switch {
+	case fault.Lost, fault.Recovery != node.RecoveryNone, fault.RemapFailure:
+		return kubeletplugin.HealthStatusUnhealthy, cmp.Or(c.Share.Fault, fault.String())
+	case c.Share.Fault != "":
+		return kubeletplugin.HealthStatusUnknown, c.Share.Fault
+	case fault.RemapPending:
+		return kubeletplugin.HealthStatusHealthy, fault.String() + ": what runs is safe"
+	}
+	return kubeletplugin.HealthStatusHealthy, ""
+}

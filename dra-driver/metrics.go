@@ -1,0 +1,32 @@
+package dra
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	prepare prometheus.Histogram
+	errors  *prometheus.CounterVec
+	claims  prometheus.GaugeFunc
+}
+
+func newMetrics(shares Shares) metrics {
+	return metrics{
+		prepare: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "kerf_dra_prepare_seconds", Help: "Time in which the claims of one call of kubelet were prepared, without the library's own.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15)}), // 1 ms to 16 s
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kerf_dra_errors_total", Help: "Errors, by what failed: prepare, unprepare, publish, dropped, register, status, sweep, panic."}, []string{"kind"}),
+		claims: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "kerf_dra_prepared_claims", Help: "Claims that hold shares."}, func() float64 { return float64(len(shares.Owners())) }),
+	}
+}
+
+func (m metrics) prepareTime(start time.Time) { m.prepare.Observe(time.Since(start).Seconds()) }
+
+// Collectors is what there is to measure.
+func (d *Driver) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{d.metrics.prepare, d.metrics.errors, d.metrics.claims}
+}

@@ -1,0 +1,47 @@
+package dra
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/dynamic-resource-allocation/resourceslice"
+)
+
+// publisher is the part of kubeletplugin.Helper that publishes. It retries by itself what the API server does not take.
+type publisher interface {
+	PublishResources(ctx context.Context, resources resourceslice.DriverResources) error
+}
+
+// publishDebounce gathers changes: a driver that loses its cards loses them one by one, and each write goes to every scheduler.
+const publishDebounce = 250 * time.Millisecond
+
+// publish hands slices to the library at first, and whenever they differ, until ctx ends.
+func (d *Driver) publish(ctx context.Context, to publisher) {
+	var last *resourceslice.DriverResources
+	for {
+		changed := d.changed.wait() // before the look: what changes meanwhile is seen
+		wanted := Slices(d.config.NodeName, d.config.Cards(), d.config.Options)
+		var retry <-chan time.Time
+		if last == nil || !equality.Semantic.DeepEqual(*last, wanted) {
+			if err := to.PublishResources(ctx, wanted); err != nil {
+				d.config.report(d.failed("publish", fmt.Errorf("publish slices of node %s: %w", d.config.NodeName, err)))
+				retry = time.After(10 * time.Second)
+			} else {
+				last = &wanted
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-retry:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(publishDebounce):
+		}
+	}
+}
