@@ -460,3 +460,27 @@ func TestLimitAboveTheGuarantee(t *testing.T) {
 		t.Errorf("limit %d, guaranteed %d", d.Limit, d.Guaranteed)
 	}
 }
+
+// The page names the MIG device, which is what CUDA calls it, and the accounts stay those of the card.
+func TestMIGDeviceInThePolicy(t *testing.T) {
+	r := newRig(t)
+	mig := spec()
+	mig.ID = "fedcba9876543210"
+	mig.Grant.Devices = []share.Device{{UUID: testGPU, Memory: node.GiB, Mode: share.ModeMIG, MIG: node.MIGUUID{7, 7}}}
+	if err := r.server.Add(mig); err != nil {
+		t.Fatal(err)
+	}
+	policy, err := region.Open[region.Policy](filepath.Join(Directory(filepath.Join(r.dir, "shares"), mig.ID), policyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = policy.Close() }()
+	if d := policy.Page.Device[0]; d.UUID != [16]byte(mig.Grant.Devices[0].MIG) || d.Flags != region.DeviceMIG {
+		t.Errorf("device %x, flags %#x", d.UUID, d.Flags)
+	}
+	for _, state := range r.server.State() {
+		if state.ID == mig.ID && state.Devices[0].UUID != testGPU {
+			t.Errorf("the state names %s", state.Devices[0].UUID)
+		}
+	}
+}

@@ -150,6 +150,10 @@ func (l *liveShare) writePolicy(contextBytes map[node.UUID]uint64) {
 	for i, d := range l.spec.Grant.Devices {
 		device := &p.Device[i]
 		device.UUID = d.UUID
+		if d.MIG != (node.MIGUUID{}) {
+			device.UUID = d.MIG
+			atomic.StoreUint32(&device.Flags, region.DeviceMIG)
+		}
 		atomic.StoreUint64(&device.Limit, uint64(d.HardLimit()))
 		atomic.StoreUint64(&device.Guaranteed, uint64(d.Memory))
 		atomic.StoreUint64(&device.ContextBytes, contextBytes[d.UUID])

@@ -40,18 +40,21 @@ const (
 	FlagSimulated = 0x8 // the GPUs are simulated
 )
 
+// DeviceMIG in PolicyDevice.Flags: UUID names a MIG device.
+const DeviceMIG = 0x1
+
 // SlotTampered is set in Slot.Flags by a process that found its slot changed under it.
 const SlotTampered = 0x1
 
-// PolicyDevice is one GPU of a share. Sizes are bytes.
+// PolicyDevice is one GPU of a share, or one MIG device. Sizes are bytes.
 type PolicyDevice struct {
-	UUID         [16]byte
-	Limit        uint64 // charged + implicit never exceed it
+	UUID         [16]byte // as CUDA tells it: a MIG device's own
+	Limit        uint64   // charged + implicit never exceed it
 	Guaranteed   uint64
 	Implicit     uint64 // seen by NVML in the share's processes beyond what they charged
 	ContextBytes uint64 // what one context takes on this GPU, 0 while not known
 	Cores        uint32 // percent of GPU time, 0: best effort
-	_            uint32
+	Flags        uint32 // DeviceMIG
 	_            [72]byte
 }
 

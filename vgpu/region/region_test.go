@@ -59,7 +59,7 @@ func TestParityWithC(t *testing.T) {
 	}
 	for name, value := range map[string]int{"KERF_REGION_MAGIC": Magic, "KERF_REGION_VERSION": Version, "KERF_MAX_DEVICES": MaxDevices,
 		"KERF_MAX_SLOTS": MaxSlots, "KERF_REASON_LEN": ReasonLen, "KERF_POLICY_STRICT": FlagStrict, "KERF_POLICY_TAMPERED": FlagTampered,
-		"KERF_POLICY_REVOKED": FlagRevoked, "KERF_POLICY_SIMULATED": FlagSimulated, "KERF_SLOT_TAMPERED": SlotTampered,
+		"KERF_POLICY_REVOKED": FlagRevoked, "KERF_POLICY_SIMULATED": FlagSimulated, "KERF_SLOT_TAMPERED": SlotTampered, "KERF_DEVICE_MIG": DeviceMIG,
 		"KERF_HELLO_ATTACH": HelloAttach, "KERF_HELLO_NOTE": HelloNote, "KERF_HELLO_MEASURE": HelloMeasure, "KERF_WELCOME_OK": WelcomeOK, "KERF_WELCOME_VERSION": WelcomeVersion,
 		"KERF_WELCOME_FULL": WelcomeFull, "KERF_WELCOME_REVOKED": WelcomeRevoked, "KERF_WELCOME_DENIED": WelcomeDenied} {
 		fmt.Fprintf(&program, "if ((long)%s != %dL) printf(\"%s differs\\n\");\n", name, value, name)

@@ -1,6 +1,9 @@
 /* nvml.c: NVML as a tenant sees it: the granted GPUs alone, each with its slice of memory, and the processes of the
  * share alone. Read from the same pages as the CUDA shim's, without a session: a monitor takes no slot.
  *
+ * A share of a MIG device shows its card, as NVML does in a container that has one of its instances: as large as the instance, and
+ * with no MIG device but the granted one.
+ *
  * What is not granted does not exist: NVML_ERROR_NOT_FOUND, as for a GPU whose device node is not in the container.
  * Without a share nothing is granted (fails closed).
  */
@@ -70,7 +73,7 @@ static bool text_uuid(const char *text, uint8_t uuid[16])
 {
 	int n = 0;
 
-	if (strncmp(text, "GPU-", 4))
+	if (strncmp(text, "GPU-", 4) && strncmp(text, "MIG-", 4))
 		return false;
 	memset(uuid, 0, 16);
 	for (text += 4; *text && n < 32; text++) {
@@ -86,6 +89,35 @@ static bool text_uuid(const char *text, uint8_t uuid[16])
 	return n == 32;
 }
 
+/* The card that a MIG device is on. */
+static bool card_of(nvmlDevice_t mig, nvmlDevice_t *card)
+{
+	fn_nvmlDeviceGetDeviceHandleFromMigDeviceHandle real = REAL(nvmlDeviceGetDeviceHandleFromMigDeviceHandle);
+
+	return real && real(mig, card) == NVML_SUCCESS;
+}
+
+/* The granted MIG device on a card: the card is shown because of it, and has no more than its slice. */
+static bool grant_on_card(struct view *v, const char *card, struct grant *g)
+{
+	char mig[KERF_UUID_TEXT], text[96];
+	nvmlDevice_t device, on;
+
+	for (int i = 0; i < v->n; i++)
+		for (unsigned d = 0; d < share_devices(&v->shares[i]); d++) {
+			if (!share_is_mig(&v->shares[i], d))
+				continue;
+			share_text(&v->shares[i], d, mig);
+			if (REAL(nvmlDeviceGetHandleByUUID)(mig, &device) || !card_of(device, &on))
+				continue;
+			if (REAL(nvmlDeviceGetUUID)(on, text, sizeof text) == NVML_SUCCESS && !strcmp(text, card)) {
+				*g = (struct grant){ &v->shares[i], d };
+				return true;
+			}
+		}
+	return false;
+}
+
 static nvmlReturn_t granted(nvmlDevice_t device, struct grant *g)
 {
 	struct view *v = view();
@@ -98,7 +130,9 @@ static nvmlReturn_t granted(nvmlDevice_t device, struct grant *g)
 	r = REAL(nvmlDeviceGetUUID)(device, text, sizeof text);
 	if (r)
 		return r;
-	return text_uuid(text, uuid) && share_find(v->shares, v->n, uuid, &g->share, &g->index) ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
+	if (text_uuid(text, uuid) && share_find(v->shares, v->n, uuid, &g->share, &g->index))
+		return NVML_SUCCESS;
+	return grant_on_card(v, text, g) ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
 
 /* --- memory ---------------------------------------------------------------------------------------------------- */
@@ -136,6 +170,8 @@ nvmlReturn_t on_memory_v2(real_on_memory_v2 real, nvmlDevice_t device, struct me
 	*out = (struct memory_v2){ .version = out->version, .total = room.limit, .used = room.used, .free = room.limit - room.used };
 	return r;
 }
+
+#define MAX_MIG_DEVICES 64u /* more than any card has */
 
 /* --- which GPUs ------------------------------------------------------------------------------------------------ */
 
@@ -201,6 +237,48 @@ nvmlReturn_t on_by_uuidv(real_on_by_uuidv real, const void *uuid, nvmlDevice_t *
 	return only_granted(real(uuid, device), device);
 }
 
+/* The `index`th granted MIG device of a card, in NVML's order. */
+static nvmlReturn_t walk_mig(real_on_mig_by_index real, nvmlDevice_t card, unsigned index, nvmlDevice_t *mig)
+{
+	nvmlReturn_t r = NVML_SUCCESS;
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < MAX_MIG_DEVICES && (r == NVML_SUCCESS || r == NVML_ERROR_NOT_FOUND); i++) {
+		nvmlDevice_t h;
+		struct grant g;
+
+		r = real(card, i, &h);
+		if (r == NVML_SUCCESS && granted(h, &g) == NVML_SUCCESS && n++ == index) {
+			*mig = h;
+			return r;
+		}
+	}
+	return r ? r : NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t on_mig_by_index(real_on_mig_by_index real, nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig)
+{
+	struct grant g;
+	nvmlReturn_t r = granted(device, &g);
+
+	if (r)
+		return r;
+	return mig ? walk_mig(real, device, index, mig) : real(device, index, mig);
+}
+
+static nvmlReturn_t mig_index(nvmlDevice_t device, nvmlDevice_t card, unsigned *index)
+{
+	fn_nvmlDeviceGetMigDeviceHandleByIndex real = REAL(nvmlDeviceGetMigDeviceHandleByIndex);
+	nvmlDevice_t h;
+
+	for (unsigned i = 0; real && walk_mig(real, card, i, &h) == NVML_SUCCESS; i++)
+		if (h == device) {
+			*index = i;
+			return NVML_SUCCESS;
+		}
+	return NVML_ERROR_NOT_FOUND;
+}
+
 nvmlReturn_t on_index(real_on_index real, nvmlDevice_t device, unsigned int *index)
 {
 	unsigned whole;
@@ -209,6 +287,8 @@ nvmlReturn_t on_index(real_on_index real, nvmlDevice_t device, unsigned int *ind
 
 	if (r || !index)
 		return r ? r : real(device, index);
+	if (card_of(device, &h))
+		return mig_index(device, h, index);
 	for (unsigned i = 0; (r = walk(NULL, &i, &h)) == NVML_SUCCESS; i++)
 		if (h == device) {
 			*index = i;

@@ -25,6 +25,7 @@ HOOK(nvmlDeviceGetMPSComputeRunningProcesses_v3, on_processes_v2, (nvmlDevice_t 
 HOOK(nvmlDeviceGetRunningProcessDetailList, on_details, (nvmlDevice_t device, struct process_details *list), (device, list), (real, device, list))
 HOOK(nvmlDeviceGetProcessUtilization, on_utilization, (nvmlDevice_t device, void *list, unsigned int *count, unsigned long long since), (device, list, count, since), (real, device, list, count, since))
 HOOK(nvmlDeviceGetProcessesUtilizationInfo, on_utilizations, (nvmlDevice_t device, struct process_utilizations *list), (device, list), (real, device, list))
+HOOK(nvmlDeviceGetMigDeviceHandleByIndex, on_mig_by_index, (nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig), (device, index, mig), (real, device, index, mig))
 
 struct hook kerf_hooks[HOOKS] = {
 	[H_nvmlDeviceGetMemoryInfo] = { "nvmlDeviceGetMemoryInfo", NULL, (void *)kerf_x_nvmlDeviceGetMemoryInfo, NULL, 0, 0, false },
@@ -51,5 +52,7 @@ struct hook kerf_hooks[HOOKS] = {
 	[H_nvmlDeviceGetRunningProcessDetailList] = { "nvmlDeviceGetRunningProcessDetailList", NULL, (void *)kerf_x_nvmlDeviceGetRunningProcessDetailList, NULL, 0, 0, false },
 	[H_nvmlDeviceGetProcessUtilization] = { "nvmlDeviceGetProcessUtilization", NULL, (void *)kerf_x_nvmlDeviceGetProcessUtilization, NULL, 0, 0, false },
 	[H_nvmlDeviceGetProcessesUtilizationInfo] = { "nvmlDeviceGetProcessesUtilizationInfo", NULL, (void *)kerf_x_nvmlDeviceGetProcessesUtilizationInfo, NULL, 0, 0, false },
+	[H_nvmlDeviceGetMigDeviceHandleByIndex] = { "nvmlDeviceGetMigDeviceHandleByIndex", NULL, (void *)kerf_x_nvmlDeviceGetMigDeviceHandleByIndex, NULL, 0, 0, false },
+	[H_nvmlDeviceGetDeviceHandleFromMigDeviceHandle] = { "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", NULL, NULL, NULL, 0, 0, false },
 	[H_nvmlDeviceGetUUID] = { "nvmlDeviceGetUUID", NULL, NULL, NULL, 0, 0, false },
 };

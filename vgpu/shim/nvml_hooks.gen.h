@@ -27,6 +27,8 @@ enum hook_id {
 	H_nvmlDeviceGetRunningProcessDetailList,
 	H_nvmlDeviceGetProcessUtilization,
 	H_nvmlDeviceGetProcessesUtilizationInfo,
+	H_nvmlDeviceGetMigDeviceHandleByIndex,
+	H_nvmlDeviceGetDeviceHandleFromMigDeviceHandle,
 	H_nvmlDeviceGetUUID,
 	HOOKS
 };
@@ -55,6 +57,8 @@ typedef nvmlReturn_t (*fn_nvmlDeviceGetMPSComputeRunningProcesses_v3)(nvmlDevice
 typedef nvmlReturn_t (*fn_nvmlDeviceGetRunningProcessDetailList)(nvmlDevice_t device, struct process_details *list);
 typedef nvmlReturn_t (*fn_nvmlDeviceGetProcessUtilization)(nvmlDevice_t device, void *list, unsigned int *count, unsigned long long since);
 typedef nvmlReturn_t (*fn_nvmlDeviceGetProcessesUtilizationInfo)(nvmlDevice_t device, struct process_utilizations *list);
+typedef nvmlReturn_t (*fn_nvmlDeviceGetMigDeviceHandleByIndex)(nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig);
+typedef nvmlReturn_t (*fn_nvmlDeviceGetDeviceHandleFromMigDeviceHandle)(nvmlDevice_t mig, nvmlDevice_t *device);
 typedef nvmlReturn_t (*fn_nvmlDeviceGetUUID)(nvmlDevice_t device, char *uuid, unsigned int length);
 
 typedef nvmlReturn_t (*real_on_memory)(nvmlDevice_t device, struct memory *out);
@@ -81,6 +85,8 @@ typedef nvmlReturn_t (*real_on_utilization)(nvmlDevice_t device, void *list, uns
 nvmlReturn_t on_utilization(real_on_utilization real, nvmlDevice_t device, void *list, unsigned int *count, unsigned long long since);
 typedef nvmlReturn_t (*real_on_utilizations)(nvmlDevice_t device, struct process_utilizations *list);
 nvmlReturn_t on_utilizations(real_on_utilizations real, nvmlDevice_t device, struct process_utilizations *list);
+typedef nvmlReturn_t (*real_on_mig_by_index)(nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig);
+nvmlReturn_t on_mig_by_index(real_on_mig_by_index real, nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig);
 
 struct hook {
 	const char *symbol;

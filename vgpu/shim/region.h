@@ -33,14 +33,17 @@
 #define KERF_POLICY_REVOKED   0x4u /* the grant has ended: no new session, no further allocation */
 #define KERF_POLICY_SIMULATED 0x8u /* the GPUs are simulated */
 
+/* kerf_policy_device.flags */
+#define KERF_DEVICE_MIG 0x1u /* uuid names a MIG device: MIG-…, not GPU-… */
+
 struct kerf_policy_device { /* 128 bytes */
-	uint8_t  uuid[16];      /* as cuDeviceGetUuid gives it */
+	uint8_t  uuid[16];      /* as cuDeviceGetUuid_v2 gives it: a MIG device's own */
 	uint64_t limit;         /* bytes: charged + implicit never exceed it */
 	uint64_t guaranteed;    /* bytes: limit, unless the share may burst */
 	uint64_t implicit;      /* bytes that NVML sees in this share's processes beyond what they charged; kerfd, each second */
 	uint64_t context_bytes; /* bytes that one context takes here, charged when one is created; 0: not learned yet */
 	uint32_t cores;         /* percent of GPU time, 0: best effort */
-	uint32_t reserved0;
+	uint32_t flags;         /* KERF_DEVICE_* */
 	uint8_t  reserved[72];
 };
 

@@ -288,7 +288,7 @@ static bool map_devices(char *why, size_t len)
 		if (!REAL(cuDeviceGetUuid_v2) || REAL(cuDeviceGetUuid_v2)(&u, i))
 			REAL(cuDeviceGetUuid)(&u, i);
 		if (!share_find(shares, nshares, (const uint8_t *)&u, &d->share, &d->index)) {
-			uuid_text((const uint8_t *)&u, text);
+			uuid_text("GPU-", (const uint8_t *)&u, text);
 			kerf_format(why, len, "the driver shows %s, which no share under " KERF_ROOT "/shares grants: no GPU is given; another GPU's device node is in this container", text);
 			return false;
 		}

@@ -11,12 +11,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-void uuid_text(const uint8_t u[16], char text[KERF_UUID_TEXT])
+void uuid_text(const char *kind, const uint8_t u[16], char text[KERF_UUID_TEXT])
 {
 	static const char hex[] = "0123456789abcdef";
 	char *p = text;
 
-	memcpy(p, "GPU-", 4);
+	memcpy(p, kind, 4);
 	p += 4;
 	for (int i = 0; i < 16; i++) {
 		if (i == 4 || i == 6 || i == 8 || i == 10)
@@ -161,6 +161,16 @@ unsigned share_devices(const struct share *s)
 	uint32_t n = load_relaxed(&s->policy->device_count);
 
 	return n < KERF_MAX_DEVICES ? n : KERF_MAX_DEVICES;
+}
+
+bool share_is_mig(const struct share *s, unsigned index)
+{
+	return load_relaxed(&s->policy->device[index].flags) & KERF_DEVICE_MIG;
+}
+
+void share_text(const struct share *s, unsigned index, char text[KERF_UUID_TEXT])
+{
+	uuid_text(share_is_mig(s, index) ? "MIG-" : "GPU-", s->policy->device[index].uuid, text);
 }
 
 bool share_find(struct share *shares, int n, const uint8_t uuid[16], struct share **share, unsigned *index)

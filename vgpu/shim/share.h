@@ -10,7 +10,7 @@
 #endif
 
 #define KERF_MAX_SHARES 16
-#define KERF_UUID_TEXT  41 /* "GPU-" and 36 characters and NUL */
+#define KERF_UUID_TEXT  41 /* "GPU-" or "MIG-" and 36 characters and NUL */
 
 struct share {
 	char id[40];
@@ -32,7 +32,9 @@ void share_unmap(struct share *shares, int n);
 bool share_find(struct share *shares, int n, const uint8_t uuid[16], struct share **share, unsigned *index);
 unsigned share_devices(const struct share *s); /* bounded by KERF_MAX_DEVICES */
 
-void uuid_text(const uint8_t uuid[16], char text[KERF_UUID_TEXT]);
+void uuid_text(const char *kind, const uint8_t uuid[16], char text[KERF_UUID_TEXT]); /* kind: "GPU-" or "MIG-" */
+bool share_is_mig(const struct share *s, unsigned index);                          /* what is granted is a MIG device */
+void share_text(const struct share *s, unsigned index, char text[KERF_UUID_TEXT]); /* as CUDA_VISIBLE_DEVICES takes it */
 
 /* One line on stderr, once for each process and text's address; never aborts. */
 void kerf_say(const char *line);

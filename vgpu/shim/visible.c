@@ -1,4 +1,5 @@
-/* visible.c: which GPUs the driver shows this process: of those granted, the ones that the tenant asks for. */
+/* visible.c: which GPUs the driver shows this process: of those granted, the ones that the tenant asks for. A MIG device is one of
+ * them by its own UUID; of several the driver shows the first. */
 #define _GNU_SOURCE
 #include "session.h"
 
@@ -27,7 +28,7 @@ static void list_granted(struct granted *g, const struct share *shares, int nsha
 	g->n = 0;
 	for (int i = 0; i < nshares; i++)
 		for (unsigned d = 0; d < share_devices(&shares[i]) && g->n < KERF_MAX_ORDINALS; d++)
-			uuid_text(shares[i].policy->device[d].uuid, g->uuid[g->n++]);
+			share_text(&shares[i], d, g->uuid[g->n++]);
 }
 
 /* One word of the tenant's CUDA_VISIBLE_DEVICES, read within the slice: an index into what was granted, or the
@@ -39,7 +40,7 @@ static int visible_word(const struct granted *g, const char *word)
 
 	if (number(word, &v))
 		return v < (unsigned long)g->n ? (int)v : -1;
-	if (strncmp(word, "GPU-", 4))
+	if (strncmp(word, "GPU-", 4) && strncmp(word, "MIG-", 4))
 		return -1;
 	for (int i = 0; i < g->n; i++)
 		if (!strncasecmp(g->uuid[i], word, strlen(word))) {

@@ -36,6 +36,7 @@ type view struct {
 	Kerf  string // a directory of the host that becomes /run/kerf; "": there is none
 	Sim   string // becomes /run/kerf/sim; "": no simulated node
 	Nodes []int  // GPUs of the simulated node that are there
+	Caps  []int  // and MIG capabilities
 	Argv  []string
 	UID   int // run as this user, if not 0
 }
@@ -97,6 +98,9 @@ func (v view) mount() error {
 	files := []string{"dev/nvidiactl", "SIMULATED"}
 	for _, n := range v.Nodes {
 		files = append(files, fmt.Sprintf("dev/nvidia%d", n))
+	}
+	for _, n := range v.Caps {
+		files = append(files, fmt.Sprintf("dev/nvidia-caps/nvidia-cap%d", n))
 	}
 	for _, f := range files {
 		to := filepath.Join("/run/kerf/sim", f)

@@ -23,6 +23,7 @@ type tenantNode struct {
 	dir    string // becomes /run/kerf
 	sim    string
 	gpus   []int
+	caps   []int
 	shares []*share
 }
 
@@ -44,6 +45,7 @@ type grant struct {
 	uuid    [16]byte
 	limit   uint64
 	context uint64
+	flags   uint32
 }
 
 // newTenant makes an empty /run/kerf with the shims in lib and the real libraries in driver.
@@ -99,7 +101,7 @@ func (n *tenantNode) share(t testing.TB, id string, grants ...grant) *share {
 	copy(p.Share[:], id)
 	p.DeviceCount = uint32(len(grants))
 	for i, g := range grants {
-		p.Device[i] = region.PolicyDevice{UUID: g.uuid, Limit: g.limit, Guaranteed: g.limit, ContextBytes: g.context}
+		p.Device[i] = region.PolicyDevice{UUID: g.uuid, Limit: g.limit, Guaranteed: g.limit, ContextBytes: g.context, Flags: g.flags}
 	}
 	addr := &net.UnixAddr{Name: filepath.Join(s.dir, "socket"), Net: "unixpacket"}
 	if s.listener, err = net.ListenUnix("unixpacket", addr); err != nil {
@@ -223,7 +225,7 @@ func (s *share) charged(device int) uint64 { return s.usage.Page.Charged(device)
 func (s *share) session(slot int) region.Snapshot { return s.usage.Page.Slot[slot].Read() }
 
 func (n *tenantNode) view(argv ...string) view {
-	return view{Kerf: n.dir, Sim: n.sim, Nodes: n.gpus, Argv: argv}
+	return view{Kerf: n.dir, Sim: n.sim, Nodes: n.gpus, Caps: n.caps, Argv: argv}
 }
 
 // reset empties the share between tests: no process uses it.

@@ -77,6 +77,19 @@ int main(int argc, char **argv)
 		processes("nvmlDeviceGetComputeRunningProcesses_v3", device, 24);
 		processes("nvmlDeviceGetGraphicsRunningProcesses_v3", device, 24);
 		processes("nvmlDeviceGetMPSComputeRunningProcesses_v3", device, 24);
+		for (unsigned k = 0; k < 8; k++) {
+			void *mig, *card;
+
+			if (find("nvmlDeviceGetMigDeviceHandleByIndex")(device, k, &mig))
+				continue;
+			find("nvmlDeviceGetUUID")(mig, uuid, (unsigned)sizeof uuid);
+			find("nvmlDeviceGetMemoryInfo")(mig, &m);
+			find("nvmlDeviceGetIndex")(mig, &index);
+			find("nvmlDeviceGetDeviceHandleFromMigDeviceHandle")(mig, &card);
+			printf("mig %u: %s %u %llu %llu %s\n", k, uuid, index, m.total, m.used, card == device ? "of it" : "of another");
+			printf("mig ");
+			processes("nvmlDeviceGetComputeRunningProcesses_v3", mig, 24);
+		}
 		n = 64;
 		printf("samples %d", find("nvmlDeviceGetProcessUtilization")(device, samples, &n, 0ull));
 		for (unsigned s = 0; s < n && s < 64; s++)
