@@ -2,6 +2,7 @@
 B        := build
 CC       ?= gcc
 GO       ?= go
+STATIC   := ./cmd/kerf-hook ./cmd/kerf-controller
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 CFLAGS_C := -O2 -g -std=gnu11 -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 LDFLAGS  := -X github.com/kerf-gpu/kerf/cmd/internal/version.Version=$(VERSION)
@@ -27,6 +28,7 @@ clib: simdriver simnvml shim tenants
 bin:
 	@mkdir -p $(B)/bin $(B)/test
 	$(GOBUILD) -o $(B)/bin/ ./cmd/kerf ./cmd/kerfd
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o $(B)/bin/ $(STATIC)
 	$(GO) test -c -o $(B)/test/nodetest ./internal/nodetest
 
 demo: deps build ## Four programs share one GPU, each inside its limit (simulated where there is no GPU)

@@ -36,9 +36,9 @@ var rules = []rule{
 	{"vgpu/arbiter", []string{"internal/node", "internal/durable", "vgpu/region", "vgpu/share"}, []string{"golang.org/x/sys"}},
 	{"vgpu/shim", []string{"internal/cuda"}, nil}, // its generator
 	{"dra-driver", adapter, []string{"k8s.io/", "google.golang.org/grpc", "github.com/prometheus/client_golang", "sigs.k8s.io/"}},
-	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "golang.org/x/sys"}},
+	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "github.com/fsnotify/fsnotify"}},
 	{"hook", adapter, []string{"github.com/opencontainers/runtime-spec", "golang.org/x/sys"}}, // kerf-hook is this: its start is paid per container
-	{"hook/cdi", adapter, []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/nvidia-container-toolkit", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
+	{"hook/cdi", adapter, []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
 	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
 	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "deviceplugin", "dra-driver", "hook"}, []string{"*"}},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests

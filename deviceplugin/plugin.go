@@ -131,6 +131,17 @@ func (p *Plugin) report(topic string, err error) {
 	}
 }
 
+// Ready says why kubelet does not know of the plugin; nil if it does.
+func (p *Plugin) Ready() error {
+	switch last, known := p.said.Load("endpoint"); {
+	case !known:
+		return fmt.Errorf("register %s: not tried yet", p.options.Resource)
+	case last != "":
+		return errors.New(last.(string))
+	}
+	return nil
+}
+
 func (p *Plugin) directory() string { return filepath.Join(p.options.KubeletDir, "device-plugins") }
 
 // Endpoint is the name of the plugin's own socket in kubelet's directory of device plugins.

@@ -49,6 +49,9 @@ var checks = []struct {
 	{"shim.file", checkShimFile},
 	{"shim.limit", checkShimLimit},
 	{"ledger.memory", checkLedger},
+	{"kubernetes.ready", checkKubernetes},
+	{"kubernetes.cdi", checkCDI},
+	{"kubernetes.slices", checkSlices},
 }
 
 func pass(format string, a ...any) finding {

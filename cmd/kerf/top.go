@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
 
 func topCommand(o *options) *cobra.Command {
@@ -85,11 +87,11 @@ func writeTop(out io.Writer, s control.State) error {
 	}
 	fmt.Fprintln(out)
 	table = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SHARE\tGPU\tCLASS\tLIMIT\tUSED\tPEAK\tCORES\tREFUSED\tPROCS\tPID\tCOMMAND")
+	fmt.Fprintln(table, "SHARE\tGPU\tCLASS\tLIMIT\tUSED\tPEAK\tCORES\tREFUSED\tPROCS\tHOLDER")
 	for _, sh := range s.Shares {
 		for _, d := range sh.Devices {
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s %s\t%s\t%s\t%d\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak,
-				coresOf(d.Cores), sh.Refused, len(sh.Sessions), sh.Holder.PID, commandOf(sh))
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s %s\t%s\t%s\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak,
+				coresOf(d.Cores), sh.Refused, len(sh.Sessions), holderOf(sh))
 		}
 	}
 	return table.Flush()
@@ -119,15 +121,41 @@ func coresOf(p node.Percent) string {
 	return p.String()
 }
 
-// commandOf is the program without its directory, and what is wrong with the share.
-func commandOf(s control.Share) string {
-	program, args, _ := strings.Cut(s.Holder.Command, " ")
-	text := strings.TrimSpace(filepath.Base(program) + " " + args)
-	if runes := []rune(text); len(runes) > 40 {
-		text = string(runes[:39]) + "…"
+// holderOf is who has the share, and what is wrong with it.
+func holderOf(s control.Share) string {
+	text := claimOf(s)
+	if s.Holder.Door == ledger.DoorRun {
+		text = commandOf(s.Holder)
 	}
 	if s.Tampered != "" {
 		text += "  TAMPERED: " + s.Tampered
+	}
+	return text
+}
+
+// claimOf is the pods that use a claim's share, or the claim where none does yet.
+func claimOf(s control.Share) string {
+	var pods []string
+	for _, c := range s.Inside {
+		if pod := c.Namespace + "/" + c.Pod + " (" + c.Name + ")"; !slices.Contains(pods, pod) {
+			pods = append(pods, pod)
+		}
+	}
+	switch {
+	case len(pods) > 0:
+		return "pod " + strings.Join(pods, ", ")
+	case s.Holder.Door == ledger.DoorPlugin:
+		return "device plugin " + s.Holder.Owner.Name
+	}
+	return "claim " + s.Holder.Owner.String()
+}
+
+// commandOf is the process and its program without the directory.
+func commandOf(h ledger.Holder) string {
+	program, args, _ := strings.Cut(h.Command, " ")
+	text := fmt.Sprintf("%d %s", h.PID, strings.TrimSpace(filepath.Base(program)+" "+args))
+	if runes := []rune(text); len(runes) > 46 {
+		text = string(runes[:45]) + "…"
 	}
 	return text
 }

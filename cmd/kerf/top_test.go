@@ -28,13 +28,18 @@ func TestTopPicture(t *testing.T) {
 			{Index: 2, Name: "NVIDIA H200 (simulated)", Memory: 140 * node.GiB, Fault: "gpu reset"},
 		},
 		Shares: []control.Share{
-			{Class: share.Guaranteed, Holder: ledger.Holder{PID: 42, Command: "/usr/bin/python train.py --epochs 100 --batch 4096 --seed 7"}, ShareState: arbiter.ShareState{
+			{Class: share.Guaranteed, Holder: ledger.Holder{Door: ledger.DoorRun, PID: 42, Command: "/usr/bin/python train.py --epochs 100 --batch 4096 --seed 7"}, ShareState: arbiter.ShareState{
 				ID: "0123456789abcdef", Refused: 3, Sessions: make([]arbiter.SessionState, 2),
 				Devices: []arbiter.DeviceState{{Index: 0, Limit: 70 * node.GiB, Charged: 34 * node.GiB, Implicit: node.GiB, Peak: 66 * node.GiB, Cores: 50}},
 			}},
-			{Class: share.BestEffort, Holder: ledger.Holder{PID: 43, Command: "x"}, ShareState: arbiter.ShareState{
+			{Class: share.BestEffort, Holder: ledger.Holder{Door: ledger.DoorRun, PID: 43, Command: "x"}, ShareState: arbiter.ShareState{
 				ID: "fedcba9876543210", Tampered: "the sums differ from the slots", Devices: []arbiter.DeviceState{{Index: 0, Limit: node.GiB}},
 			}},
+			{Class: share.Guaranteed, Holder: ledger.Holder{Door: ledger.DoorDRA, Owner: ledger.Owner{UID: "u", Namespace: "team", Name: "llm"}},
+				Inside:     []control.Container{{Namespace: "team", Pod: "llm-0", Name: "serve"}, {Namespace: "team", Pod: "llm-1", Name: "serve"}, {Namespace: "team", Pod: "llm-1", Name: "serve"}},
+				ShareState: arbiter.ShareState{ID: "00000000000000aa", Devices: []arbiter.DeviceState{{Index: 2, Limit: node.GiB}}}},
+			{Class: share.Guaranteed, Holder: ledger.Holder{Door: ledger.DoorDRA, Owner: ledger.Owner{UID: "u", Namespace: "team", Name: "idle"}},
+				ShareState: arbiter.ShareState{ID: "00000000000000ab", Devices: []arbiter.DeviceState{{Index: 2, Limit: node.GiB}}}},
 		},
 	}
 	var got strings.Builder

@@ -16,20 +16,45 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
 // Config is kerfd's one file. `kerfd config print` shows it with the defaults filled in.
 type Config struct {
-	RunDir     string         `yaml:"runDir"`     // sockets and shares; on a tmpfs
-	StateDir   string         `yaml:"stateDir"`   // what survives a reboot: the ledger
-	Root       string         `yaml:"root"`       // the driver root: / unless the driver lives in a container
-	LibDir     string         `yaml:"libDir"`     // Kerf's libraries; default: ../lib/kerf beside the program
-	SocketMode string         `yaml:"socketMode"` // who may ask for slices on this machine, as file mode of the socket
-	Strict     bool           `yaml:"strict"`     // refuse driver calls that may allocate and are not known
-	LogLevel   string         `yaml:"logLevel"`   // debug, info, warn or error
-	Simulate   SimulateConfig `yaml:"simulate"`
+	RunDir     string           `yaml:"runDir"`     // sockets and shares; on a tmpfs
+	StateDir   string           `yaml:"stateDir"`   // what survives a reboot: the ledger
+	Root       string           `yaml:"root"`       // the driver root: / unless the driver lives in a container
+	LibDir     string           `yaml:"libDir"`     // Kerf's libraries; default: ../lib/kerf beside the program
+	SocketMode string           `yaml:"socketMode"` // who may ask for slices on this machine, as file mode of the socket
+	Strict     bool             `yaml:"strict"`     // refuse driver calls that may allocate and are not known
+	LogLevel   string           `yaml:"logLevel"`   // debug, info, warn or error
+	Cards      []CardConfig     `yaml:"cards"`      // how cards are divided; one that none of these matches is in mode vgpu
+	Kubernetes KubernetesConfig `yaml:"kubernetes"`
+	Simulate   SimulateConfig   `yaml:"simulate"`
+}
+
+// KubernetesConfig is for nodes of a cluster. Directories are the host's, and must have the same path in kerfd's container.
+type KubernetesConfig struct {
+	Enabled      bool         `yaml:"enabled"`
+	Kubeconfig   string       `yaml:"kubeconfig"` // empty: the service account's
+	NodeName     string       `yaml:"nodeName"`   // empty: $NODE_NAME
+	KubeletDir   string       `yaml:"kubeletDir"`
+	CDIDir       string       `yaml:"cdiDir"`
+	HostDir      string       `yaml:"hostDir"`    // where containers find Kerf's libraries and its hook
+	RootOnHost   string       `yaml:"rootOnHost"` // the driver root as the host sees it; empty: as kerfd does
+	DRA          *bool        `yaml:"dra"`        // serve ResourceClaims; the default
+	DevicePlugin PluginConfig `yaml:"devicePlugin"`
+}
+
+// PluginConfig is the device plugin, for clusters without ResourceClaims: every slice is the same.
+type PluginConfig struct {
+	Enabled  bool         `yaml:"enabled"`
+	Resource string       `yaml:"resource"`
+	Memory   node.Bytes   `yaml:"memory"` // of a slice
+	Cores    node.Percent `yaml:"cores"`  // likewise
 }
 
 // SimulateConfig is for machines without a GPU.
@@ -75,7 +100,8 @@ func (c Config) complete() (Config, error) {
 			c.StateDir = "/var/lib/kerf"
 		}
 	}
-	for _, dir := range []*string{&c.RunDir, &c.StateDir, &c.Root, &c.LibDir} {
+	c.Kubernetes = c.Kubernetes.complete()
+	for _, dir := range []*string{&c.RunDir, &c.StateDir, &c.Root, &c.LibDir, &c.Kubernetes.KubeletDir, &c.Kubernetes.CDIDir, &c.Kubernetes.HostDir} {
 		absolute, err := filepath.Abs(*dir)
 		if err != nil {
 			return c, fmt.Errorf("config: directory %q: %w", *dir, err)
@@ -91,6 +117,14 @@ func (c Config) complete() (Config, error) {
 	if _, err := c.level(); err != nil {
 		return c, err
 	}
+	for _, card := range c.Cards {
+		if err := card.validate(); err != nil {
+			return c, err
+		}
+	}
+	if err := c.Kubernetes.validate(); err != nil {
+		return c, err
+	}
 	if c.Simulate.Profile != "" && c.Root != "/" {
 		return c, fmt.Errorf("config: root %s and simulate.profile %s: a simulated node has a root of its own; leave one out", c.Root, c.Simulate.Profile)
 	}
@@ -98,6 +132,35 @@ func (c Config) complete() (Config, error) {
 		return c, errors.New("config: simulate.zeroCost without simulate.profile: real hardware cannot be free; name a profile")
 	}
 	return c, nil
+}
+
+func (k KubernetesConfig) complete() KubernetesConfig {
+	serve := true
+	k.NodeName = cmp.Or(k.NodeName, os.Getenv("NODE_NAME"))
+	k.KubeletDir = cmp.Or(k.KubeletDir, "/var/lib/kubelet")
+	k.CDIDir = cmp.Or(k.CDIDir, "/var/run/cdi")
+	k.HostDir = cmp.Or(k.HostDir, "/var/lib/kerf/host")
+	k.DRA = cmp.Or(k.DRA, &serve)
+	k.DevicePlugin.Resource = cmp.Or(k.DevicePlugin.Resource, "kerf.dev/gpu-slice")
+	k.DevicePlugin.Memory = cmp.Or(k.DevicePlugin.Memory, 10*node.GiB)
+	return k
+}
+
+func (k KubernetesConfig) validate() error {
+	plugin := k.DevicePlugin
+	switch {
+	case !k.Enabled:
+		return nil
+	case k.NodeName == "":
+		return errors.New("config: kubernetes.nodeName: not set, nor is NODE_NAME in the environment; the DaemonSet sets it from spec.nodeName")
+	case !*k.DRA && !plugin.Enabled:
+		return errors.New("config: kubernetes: neither dra nor devicePlugin is on, so no pod could get a slice; switch one on, or kubernetes off")
+	case plugin.Enabled && plugin.Memory < share.MinMemory:
+		return fmt.Errorf("config: kubernetes.devicePlugin.memory %s: less than %s, the smallest slice; set more", plugin.Memory, share.MinMemory)
+	case plugin.Enabled && (plugin.Cores < 0 || plugin.Cores > 100):
+		return fmt.Errorf("config: kubernetes.devicePlugin.cores: %w", plugin.Cores.Validate())
+	}
+	return nil
 }
 
 func (c Config) mode() (fs.FileMode, error) {

@@ -20,6 +20,15 @@ func TestConfig(t *testing.T) {
 		{"mode", "socketMode: rw\n", `socketMode "rw": not an octal file mode; write it as "0660"`},
 		{"level", "logLevel: loud\n", `logLevel "loud": not known; use debug, info, warn or error`},
 		{"root and simulate", "root: /x\nsimulate: {profile: h200x8}\n", "a simulated node has a root of its own"},
+		{"cards", "cards: [{match: {product: a100, index: 3}, mode: mig}, {mode: overcommit, overcommitPercent: 150}]\n", ""},
+		{"unknown mode", "cards: [{mode: half}]\n", `cards: mode "half": not known; use vgpu, overcommit, mig or exclusive`},
+		{"over-commit by nothing", "cards: [{mode: overcommit}]\n", "overcommitPercent 0: outside 101 to 1000"},
+		{"over-commit in another mode", "cards: [{mode: vgpu, overcommitPercent: 150}]\n", "overcommitPercent 150 in mode vgpu"},
+		{"kubernetes", "kubernetes: {enabled: true, nodeName: n1, devicePlugin: {enabled: true, memory: 4Gi, cores: 10}}\n", ""},
+		{"no node name", "kubernetes: {enabled: true}\n", "kubernetes.nodeName: not set"},
+		{"no door", "kubernetes: {enabled: true, nodeName: n1, dra: false}\n", "neither dra nor devicePlugin is on"},
+		{"crumbs", "kubernetes: {enabled: true, nodeName: n1, devicePlugin: {enabled: true, memory: 1Ki}}\n", "devicePlugin.memory 1Ki: less than 2Mi"},
+		{"too many cores", "kubernetes: {enabled: true, nodeName: n1, devicePlugin: {enabled: true, cores: 101}}\n", "devicePlugin.cores: percent 101"},
 		{"free hardware", "simulate: {zeroCost: true}\n", "real hardware cannot be free"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

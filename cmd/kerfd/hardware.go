@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/tenant"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/internal/nvml"
@@ -34,6 +38,9 @@ type hardware struct {
 	host sysfs.Host
 	log  *slog.Logger
 
+	cards   []CardConfig
+	changed notice // what the GPUs say of themselves, or what is granted of them
+
 	mu       sync.Mutex
 	node     node.Node
 	capacity map[node.UUID]node.Bytes // that can be granted
@@ -42,7 +49,7 @@ type hardware struct {
 
 // openHardware makes the simulated node if one is asked for, and reads what is there. A machine without a driver is no error.
 func openHardware(c Config, log *slog.Logger) (*hardware, error) {
-	h := &hardware{root: c.Root, log: log, capacity: make(map[node.UUID]node.Bytes), turns: make(map[node.UUID]chan struct{})}
+	h := &hardware{root: c.Root, log: log, cards: c.Cards, capacity: make(map[node.UUID]node.Bytes), turns: make(map[node.UUID]chan struct{})}
 	if c.Simulate.Profile != "" {
 		simulated, err := openSim(c)
 		if err != nil {
@@ -147,6 +154,9 @@ func (h *hardware) read() error {
 	capacity := h.readCapacity(n.GPUs)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !reflect.DeepEqual(h.node.GPUs, n.GPUs) || !maps.Equal(h.capacity, capacity) {
+		h.changed.tell()
+	}
 	h.node, h.capacity = n, capacity
 	return nil
 }
@@ -174,7 +184,8 @@ func (h *hardware) Node() node.Node {
 	return h.node
 }
 
-// shareGPUs are the GPUs as the policy sees them.
+// shareGPUs are the GPUs as the policy sees them. Foreign holds every MIG instance there is: which of them are Kerf's, the ledger
+// knows.
 func (h *hardware) shareGPUs() []share.GPU {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -183,16 +194,33 @@ func (h *hardware) shareGPUs() []share.GPU {
 		if g.UUID.IsZero() { // lost since before kerfd started: it has no name to be granted by
 			continue
 		}
-		gpu := share.GPU{UUID: g.UUID, Index: g.Index, Memory: h.capacity[g.UUID]}
-		switch {
-		case !g.Fault.Healthy():
-			gpu.Fault = g.Fault.String()
-		case g.MIG.Enabled:
-			gpu.Fault = "in MIG mode, which divides the card itself"
-		}
+		gpu := divide(h.cards, g, h.capacity[g.UUID])
+		gpu.Foreign = placements(g.MIG)
 		gpus = append(gpus, gpu)
 	}
 	return gpus
+}
+
+// createMIG makes a placement's instance, or finds it.
+func (h *hardware) createMIG(d share.Device) (node.MIGUUID, error) {
+	if h.lib == nil {
+		return node.MIGUUID{}, nvml.ErrNoDriver
+	}
+	instance, err := bounded(h, d.UUID, func(gpu node.UUID) (node.MIGInstance, error) {
+		return h.lib.CreateMIG(gpu, d.Placement.Profile, d.Placement.Start)
+	})
+	return instance.UUID, errors.Join(err, h.read())
+}
+
+// destroyMIG takes a placement's instance away; it is no error that there is none.
+func (h *hardware) destroyMIG(d share.Device) error {
+	if h.lib == nil {
+		return nvml.ErrNoDriver
+	}
+	_, err := bounded(h, d.UUID, func(gpu node.UUID) (struct{}, error) {
+		return struct{}{}, h.lib.DestroyMIG(gpu, d.Placement.Profile, d.Placement.Start)
+	})
+	return errors.Join(err, h.read())
 }
 
 // ProcessMemory says how many bytes each process has on a GPU, for the arbiter.
@@ -260,6 +288,41 @@ func (h *hardware) turn(gpu node.UUID) chan struct{} {
 		h.turns[gpu] = make(chan struct{}, 1)
 	}
 	return h.turns[gpu]
+}
+
+// driver is where the files of the driver are, and the device nodes of a grant and those of others, as kerfd sees them.
+func (h *hardware) driver(grant share.Grant) (d control.Driver, err error) {
+	if d.CUDA, err = h.library("libcuda.so.1"); err != nil {
+		return d, err
+	}
+	if d.NVML, err = h.library("libnvidia-ml.so.1"); err != nil {
+		return d, err
+	}
+	for _, gpu := range h.Node().GPUs {
+		path := filepath.Join(h.root, gpu.DeviceNode)
+		if slices.ContainsFunc(grant.Devices, func(d share.Device) bool { return d.UUID == gpu.UUID }) {
+			d.Granted = append(d.Granted, path)
+		} else {
+			d.Others = append(d.Others, path)
+		}
+	}
+	for _, name := range []string{"nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"} {
+		if path := filepath.Join(h.root, "dev", name); exists(path) {
+			d.Control = append(d.Control, path)
+		}
+	}
+	return d, nil
+}
+
+// limitsMemory says whether the driver can limit memory by cgroup itself.
+func (h *hardware) limitsMemory() bool { return h.lib != nil && h.lib.MemoryLimitsSupported() }
+
+// limitMemory sets the driver's own limit for all processes of a cgroup together.
+func (h *hardware) limitMemory(d share.Device, cgroup string) error {
+	_, err := bounded(h, d.UUID, func(gpu node.UUID) (struct{}, error) {
+		return struct{}{}, h.lib.LimitMemory(gpu, filepath.Join("/sys/fs/cgroup", cgroup), d.Memory, d.HardLimit())
+	})
+	return err
 }
 
 // library is the real driver's file, which a tenant's shim stands in front of.

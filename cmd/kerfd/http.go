@@ -25,8 +25,10 @@ const maxRequest = 1 << 16
 
 // server is the control socket.
 type server struct {
-	grants *grants
-	config Config
+	grants     *grants
+	config     Config
+	kubernetes *kubernetes
+	metrics    http.Handler
 }
 
 // listen makes the socket. The run directory's lock is held already, so a socket that is there belongs to nobody alive.
@@ -83,14 +85,16 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("POST "+control.GrantsPath, s.postGrant)
 	mux.HandleFunc("DELETE "+control.GrantsPath+"/{id}", s.deleteGrant)
 	mux.HandleFunc("GET "+control.StatePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.grants.state(uidOf(r.Context())), nil) })
-	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, _ *http.Request) { answer(w, s.node(), nil) })
+	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.node(r.Context()), nil) })
+	mux.HandleFunc("GET "+control.ReadyPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, struct{}{}, s.kubernetes.ready()) })
+	mux.Handle("GET "+control.MetricsPath, s.metrics)
 	return mux
 }
 
-func (s *server) node() control.Node {
+func (s *server) node(ctx context.Context) control.Node {
 	n := control.Node{
 		Schema: control.NodeSchema, Version: version.Version, Root: s.grants.hardware.root, RunDir: s.config.RunDir,
-		LibDir: s.config.LibDir, Node: s.grants.hardware.Node(),
+		LibDir: s.config.LibDir, Node: s.grants.hardware.Node(), Kubernetes: s.kubernetes.state(ctx),
 	}
 	if lib := s.grants.hardware.lib; lib != nil {
 		n.MemoryLimits = lib.MemoryLimitsSupported()
@@ -140,7 +144,7 @@ func holderOf(ctx context.Context) (ledger.Holder, error) {
 	if c.err != nil {
 		return ledger.Holder{}, fmt.Errorf("kerfd cannot tell who asks (%w); run kerf in the same pid namespace as kerfd, or in one below it", c.err)
 	}
-	return ledger.Holder{Door: "run", PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID}, nil
+	return ledger.Holder{Door: ledger.DoorRun, PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID}, nil
 }
 
 // uidOf is the user who asks.

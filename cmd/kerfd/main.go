@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 )
 
@@ -95,8 +97,21 @@ func command() *cobra.Command {
 	p.StringVar(&f.simulate, "simulate", "", "serve a simulated node of this profile or profile file instead of the real hardware")
 	p.StringVar(&f.runDir, "run-dir", "", "directory of sockets and shares (default "+defaultRunDir()+")")
 	p.BoolVar(&f.zeroCost, "sim-zero-cost", false, "the simulated driver's calls take no time (for benches)")
-	cmd.AddCommand(configCommand(&f))
+	cmd.AddCommand(configCommand(&f), readyCommand(&f))
 	return cmd
+}
+
+// readyCommand is the DaemonSet's probe.
+func readyCommand(f *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ready",
+		Short: "Ask the kerfd that runs here whether pods can get slices; exit 0 if so",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			runDir := cmp.Or(f.runDir, defaultRunDir())
+			return control.Dial(control.Socket(runDir)).Ready(cmd.Context())
+		},
+	}
 }
 
 func configCommand(f *flags) *cobra.Command {

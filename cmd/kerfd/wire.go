@@ -15,6 +15,8 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // serve builds the parts and runs them until the context ends. Shares stay in force for the next kerfd; where there are
@@ -43,7 +45,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, hardware.close(len(books.Entries()) == 0)) }()
 
-	g := &grants{config: c, hardware: hardware, ledger: books, log: log, orphaned: make(map[string]bool), watches: make(map[string]func())}
+	g := newGrants(c, hardware, books, log)
 	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: hardware, Notify: g.onEvent, Now: time.Now})
 	if err != nil {
 		return err
@@ -51,7 +53,12 @@ func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	if err := g.restore(); err != nil {
 		return err
 	}
-	control := &server{grants: g, config: c}
+	metrics := prometheus.NewRegistry()
+	cluster, err := newKubernetes(g, metrics, log)
+	if err != nil {
+		return err
+	}
+	control := &server{grants: g, config: c, kubernetes: cluster, metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})}
 	listener, err := control.listen()
 	if err != nil {
 		return err
@@ -61,12 +68,12 @@ func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	// The arbiter ends after the grants, whose last act needs it.
 	after, endArbiter := context.WithCancel(context.WithoutCancel(ctx))
 	defer endArbiter()
-	return runParts(ctx, []part{
+	return runParts(ctx, append([]part{
 		{"hardware", hardware.Run},
 		{"arbiter", func(context.Context) error { return g.arbiter.Run(after) }},
 		{"grants", func(ctx context.Context) error { defer endArbiter(); return g.Run(ctx) }},
 		{"control", func(ctx context.Context) error { return control.serve(ctx, listener) }},
-	})
+	}, cluster.parts()...))
 }
 
 // lockRunDir makes sure that this kerfd is the only one in its run directory, before anything there is touched. The kernel gives

@@ -56,6 +56,11 @@ func (c *Client) Node(ctx context.Context) (n Node, err error) {
 	return n, c.call(ctx, http.MethodGet, NodePath, nil, &n)
 }
 
+// Ready says why pods of this node cannot get slices yet; nil if they can.
+func (c *Client) Ready(ctx context.Context) error {
+	return c.call(ctx, http.MethodGet, ReadyPath, nil, nil)
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

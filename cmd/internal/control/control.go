@@ -27,6 +27,9 @@ const (
 	GrantsPath = "/v1/grants" // POST GrantRequest → Granted; DELETE /v1/grants/ID
 	StatePath  = "/v1/state"  // GET → State
 	NodePath   = "/v1/node"   // GET → Node
+	ReadyPath  = "/v1/ready"  // GET → {}, or why not yet
+	// MetricsPath answers in Prometheus' text format.
+	MetricsPath = "/metrics"
 )
 
 // DefaultRunDir is where a kerfd that serves the machine keeps its sockets and shares.
@@ -91,6 +94,26 @@ type Share struct {
 	Class   share.Class   `json:"class"`
 	Holder  ledger.Holder `json:"holder"`
 	Created time.Time     `json:"created"`
+	Inside  []Container   `json:"containers,omitempty"` // that hold the share
+}
+
+// Container is a container of a pod.
+type Container struct {
+	Namespace string `json:"namespace"`
+	Pod       string `json:"pod"`
+	Name      string `json:"name"`
+	ID        string `json:"id"`
+}
+
+// Kubernetes is what kerfd knows of the cluster's side of its node.
+type Kubernetes struct {
+	NodeName  string   `json:"nodeName"`
+	CDIDir    string   `json:"cdiDir"`
+	Specs     []string `json:"specs"`              // CDI devices of shares, as found in the directory
+	Missing   []string `json:"missing,omitempty"`  // CDI devices of shares in force that are not there
+	Published []string `json:"published"`          // devices in the node's ResourceSlices, as last published
+	Expected  []string `json:"expected"`           // devices that the inventory makes
+	NotReady  string   `json:"notReady,omitempty"` // why pods cannot get slices now
 }
 
 // Node is the hardware that kerfd serves.
@@ -101,7 +124,8 @@ type Node struct {
 	RunDir  string `json:"runDir"`
 	LibDir  string `json:"libDir"`
 	node.Node
-	MemoryLimits bool `json:"driverMemoryLimits"` // the driver can limit memory by cgroup itself
+	MemoryLimits bool        `json:"driverMemoryLimits"` // the driver can limit memory by cgroup itself
+	Kubernetes   *Kubernetes `json:"kubernetes,omitempty"`
 }
 
 // Problem is the body of an answer that is not 2xx.

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/hook"
+)
+
+// installation is what containers of this node need of Kerf, in a directory of the host named by version: a container's configuration
+// names these files, and kerfd's own are in an image that goes with the next update.
+type installation struct {
+	lib  string // the shims
+	hook string // the program
+}
+
+// install copies what is not there yet, each file whole or not at all, and removes other versions, which no CDI spec names
+// any more: kerfd has just written all of them anew. Running containers keep the files that they have open or mounted.
+func install(libDir, hostDir string) (installation, error) {
+	dir := filepath.Join(hostDir, fileName(version.Version))
+	in := installation{lib: filepath.Join(dir, "lib"), hook: filepath.Join(dir, "bin", hook.Program)}
+	program, err := hookProgram()
+	if err != nil {
+		return in, err
+	}
+	files := map[string]string{in.hook: program}
+	for _, name := range []string{"libcuda.so.1", "libnvidia-ml.so.1"} {
+		files[filepath.Join(in.lib, name)] = filepath.Join(libDir, name)
+	}
+	for to, from := range files {
+		if err := copyFile(from, to); err != nil {
+			return in, fmt.Errorf("install on the host: %w; kerfd needs to write to kubernetes.hostDir (%s)", err, hostDir)
+		}
+	}
+	return in, nil
+}
+
+// removeOthers removes what other versions installed.
+func (in installation) removeOthers() error {
+	own := filepath.Dir(in.lib)
+	entries, err := os.ReadDir(filepath.Dir(own))
+	errs := []error{err}
+	for _, entry := range entries {
+		if entry.Name() != filepath.Base(own) {
+			errs = append(errs, os.RemoveAll(filepath.Join(filepath.Dir(own), entry.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hookProgram is the hook in kerfd's own installation.
+func hookProgram() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", hook.Program, err)
+	}
+	return filepath.Join(filepath.Dir(self), hook.Program), nil
+}
+
+// copyFile copies a file by way of a temporary one, unless the same bytes are there.
+func copyFile(from, to string) error {
+	content, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if there, err := os.ReadFile(to); err == nil && bytes.Equal(there, content) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	temp := to + ".new"
+	if err := os.WriteFile(temp, content, 0o755); err != nil {
+		return errors.Join(err, os.RemoveAll(temp))
+	}
+	return errors.Join(os.Chmod(temp, 0o755), os.Rename(temp, to)) // whatever the umask
+}
+
+// fileName is a version as it may stand in a path.
+func fileName(v string) string {
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune("/ \x00", r) {
+			return '-'
+		}
+		return r
+	}, v)
+}

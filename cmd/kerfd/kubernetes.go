@@ -1,0 +1,206 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	resourceapi "k8s.io/api/resource/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	clientset "k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/deviceplugin"
+	dra "github.com/kerf-gpu/kerf/dra-driver"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
+)
+
+// kubernetes is the cluster's side of kerfd: the doors for pods. It is nil on a machine that is no node, and then ready.
+type kubernetes struct {
+	config KubernetesConfig
+	grants *grants
+	log    *slog.Logger
+	client clientset.Interface
+	driver *dra.Driver          // nil where dra is off
+	plugin *deviceplugin.Plugin // nil where it is off
+}
+
+// newKubernetes puts the shares of pods in force again, which a reboot or an update has taken from the container runtime's sight, and
+// builds the doors.
+func newKubernetes(g *grants, metrics prometheus.Registerer, log *slog.Logger) (k *kubernetes, err error) {
+	c := g.config.Kubernetes
+	if !c.Enabled {
+		return nil, nil
+	}
+	k = &kubernetes{config: c, grants: g, log: log}
+	if g.containers, err = newContainers(g.config, g.hardware); err != nil {
+		return nil, err
+	}
+	k.takeUp()
+	if *c.DRA {
+		if k.driver, err = k.newDriver(metrics); err != nil {
+			return nil, err
+		}
+	}
+	if c.DevicePlugin.Enabled {
+		k.plugin, err = deviceplugin.New(deviceplugin.Options{
+			Resource: c.DevicePlugin.Resource, Size: deviceplugin.Size{Memory: c.DevicePlugin.Memory, Cores: c.DevicePlugin.Cores},
+			KubeletDir: c.KubeletDir, Shares: door{ledger.DoorPlugin, g}, GPUs: g.gpus, Changed: g.changed.listen(), Report: k.report("device plugin"),
+		})
+	}
+	return k, err
+}
+
+func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, error) {
+	rest, err := clientcmd.BuildConfigFromFlags("", k.config.Kubeconfig) // in-cluster if empty
+	if err != nil {
+		return nil, fmt.Errorf("reach the API server: %w; kerfd outside of a pod needs kubernetes.kubeconfig", err)
+	}
+	rest.UserAgent = "kerfd/" + version.Version
+	rest.QPS, rest.Burst = 50, 100 // a claim's status is one write
+	if k.client, err = clientset.NewForConfig(rest); err != nil {
+		return nil, fmt.Errorf("reach the API server: %w", err)
+	}
+	driver, err := dra.New(dra.Config{
+		NodeName: k.config.NodeName, Client: k.client, KubeletDir: k.config.KubeletDir, CDIDir: k.config.CDIDir,
+		Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Changed: k.grants.changed.listen(), Report: k.report("dra"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range driver.Collectors() {
+		metrics.MustRegister(c)
+	}
+	return driver, nil
+}
+
+// takeUp makes anew what containers need of the shares in force. One that cannot be made is tried again when kubelet asks.
+func (k *kubernetes) takeUp() {
+	g := k.grants
+	entries := g.ledger.Entries()
+	report := k.report("take up shares")
+	for _, entry := range entries {
+		if entry.Holder.Door == ledger.DoorRun {
+			continue
+		}
+		if _, err := g.enforce(entry); err != nil {
+			report(fmt.Errorf("share %s of %s: %w", entry.ID, entry.Holder.Owner, err))
+		}
+	}
+	if err := errors.Join(g.containers.sweep(entries), g.containers.in.removeOthers()); err != nil {
+		report(err)
+	}
+}
+
+// report is where an adapter says what goes wrong in the background.
+func (k *kubernetes) report(part string) func(error) {
+	return func(err error) {
+		if err != nil {
+			k.log.Warn(part, "error", err)
+		}
+	}
+}
+
+// parts are what runs of it.
+func (k *kubernetes) parts() (parts []part) {
+	if k == nil {
+		return nil
+	}
+	parts = append(parts, part{"hooks", func(ctx context.Context) error { return k.grants.containers.serveHooks(ctx, k.grants) }})
+	if k.driver != nil {
+		parts = append(parts, part{"dra driver", k.driver.Run})
+	}
+	if k.plugin != nil {
+		parts = append(parts, part{"device plugin", k.plugin.Run})
+	}
+	return parts
+}
+
+// ready says why pods cannot get slices yet; nil if they can, or if there are no pods here.
+func (k *kubernetes) ready() error {
+	if k == nil {
+		return nil
+	}
+	var errs []error
+	if k.driver != nil && !k.driver.Registered() {
+		errs = append(errs, fmt.Errorf("kubelet has not registered the DRA driver; is kubernetes.kubeletDir (%s) kubelet's directory?", k.config.KubeletDir))
+	}
+	if k.plugin != nil {
+		errs = append(errs, k.plugin.Ready())
+	}
+	return errors.Join(errs...)
+}
+
+// state is what kerf doctor asks for; nil on a machine that is no node.
+func (k *kubernetes) state(ctx context.Context) *control.Kubernetes {
+	if k == nil {
+		return nil
+	}
+	s := &control.Kubernetes{NodeName: k.config.NodeName, CDIDir: k.config.CDIDir, Published: []string{}, Expected: []string{}}
+	s.Specs, s.Missing = k.grants.containers.missing(k.grants.ledger.Entries())
+	if err := k.ready(); err != nil {
+		s.NotReady = err.Error()
+	}
+	if k.driver == nil {
+		return s
+	}
+	for _, pool := range dra.Slices(k.config.NodeName, k.grants.cards(), dra.Options{}).Pools {
+		for _, slice := range pool.Slices {
+			for _, device := range slice.Devices {
+				s.Expected = append(s.Expected, device.Name)
+			}
+		}
+	}
+	var err error
+	if s.Published, err = k.published(ctx); err != nil {
+		s.NotReady = cmp.Or(s.NotReady, err.Error())
+	}
+	return s
+}
+
+// published are the devices in the node's ResourceSlices, as the API server has them.
+func (k *kubernetes) published(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	names := []string{}
+	list, err := k.client.ResourceV1().ResourceSlices().List(ctx, metav1.ListOptions{
+		FieldSelector: fields.Set{resourceapi.ResourceSliceSelectorDriver: dra.DriverName, resourceapi.ResourceSliceSelectorNodeName: k.config.NodeName}.String(),
+	})
+	if err != nil {
+		return names, fmt.Errorf("read the node's ResourceSlices: %w", err)
+	}
+	for _, slice := range list.Items {
+		for _, device := range slice.Spec.Devices {
+			names = append(names, device.Name)
+		}
+	}
+	return names, nil
+}
+
+// cards are the GPUs as the DRA driver publishes them. A card whose mode was changed keeps the one that its shares have until the
+// last of them ends.
+func (g *grants) cards() []dra.Card {
+	known := g.hardware.Node().GPUs
+	var cards []dra.Card
+	for _, gpu := range g.gpus() {
+		i := slices.IndexFunc(known, func(k node.GPU) bool { return k.UUID == gpu.UUID })
+		if i < 0 {
+			continue // it went between two looks
+		}
+		card := dra.Card{GPU: known[i], Share: gpu}
+		if held := gpu.HeldMode(); held != gpu.Mode {
+			card.Share.Mode, card.Pending = held, gpu.Mode
+		}
+		cards = append(cards, card)
+	}
+	return cards
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// door is a way by which owners get shares: ResourceClaims through one, the device plugin through another. The adapters declare
+// what they need of it.
+type door struct {
+	name   string
+	grants *grants
+}
+
+// Hold takes all that an owner asks or nothing, and puts it in force. It is convergent: asked again it gives the same shares, and
+// makes again what was lost, since /run does not outlive a boot.
+func (d door) Hold(_ context.Context, owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error) {
+	g := d.grants
+	for _, ask := range asks {
+		if ask.Request.Backend == share.BackendNative && !g.hardware.limitsMemory() {
+			return nil, fmt.Errorf("backend native: driver %s has no memory limits of its own (R615 and later do); use auto or shim", g.hardware.Node().Driver.Version)
+		}
+	}
+	defer g.owners.lock(owner.UID)()
+	entries, err := g.ledger.Hold(g.gpus(), d.name, owner, asks, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	g.changed.tell()
+	held := make([]ledger.Held, 0, len(entries))
+	for _, entry := range entries {
+		g.adopt(entry.ID)
+		one, err := g.enforce(entry)
+		if err != nil { // the grant stays the owner's, who asks again or gives it back
+			return nil, err
+		}
+		held = append(held, one)
+	}
+	return held, nil
+}
+
+// enforce makes true in the world what the ledger says.
+func (g *grants) enforce(entry ledger.Entry) (ledger.Held, error) {
+	entry, err := g.divideCard(entry)
+	if err != nil {
+		return ledger.Held{}, err
+	}
+	if !entry.Grant.Admin {
+		if err := g.arbiter.Add(g.spec(entry)); err != nil {
+			return ledger.Held{}, err
+		}
+	}
+	name, err := g.containers.publish(arbiter.Directory(g.config.sharesDir(), entry.ID), entry)
+	return ledger.Held{Entry: entry, CDI: name}, err
+}
+
+// divideCard makes the MIG instances of a grant. One that a kerfd made which died before it wrote that down is found again by its
+// placement.
+func (g *grants) divideCard(entry ledger.Entry) (ledger.Entry, error) {
+	devices, made := slices.Clone(entry.Grant.Devices), false
+	for i, d := range devices {
+		if d.Placement == nil {
+			continue
+		}
+		uuid, err := g.hardware.createMIG(d)
+		if err != nil {
+			return entry, err
+		}
+		made = made || uuid != d.MIG
+		devices[i].MIG = uuid
+	}
+	if !made {
+		return entry, nil
+	}
+	entry.Grant.Devices = devices
+	return entry, g.ledger.Update(entry)
+}
+
+// dropWithin is how long Drop waits for the last session of a share to be seen to end.
+const dropWithin = 3 * time.Second
+
+// Drop ends all shares of an owner; nil where there are none. It is an error that a process is still in one.
+func (d door) Drop(ctx context.Context, uid string) error {
+	g := d.grants
+	defer g.owners.lock(uid)()
+	entries := g.ledger.Owned(d.name, uid)
+	for _, entry := range entries {
+		if err := g.containers.withdraw(entry); err != nil { // first: no container may begin in what ends
+			return err
+		}
+		g.holderGone(entry.ID)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(dropWithin)
+	for {
+		left := g.ledger.Owned(d.name, uid)
+		if len(left) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("end share %s: %w", left[0].ID, context.Cause(ctx))
+		case <-late:
+			return g.stillHeld(left[0])
+		case <-tick.C:
+		}
+	}
+}
+
+func (g *grants) stillHeld(entry ledger.Entry) error {
+	var inside []string
+	for _, state := range g.arbiter.State() {
+		for _, session := range state.Sessions {
+			if state.ID == entry.ID {
+				inside = append(inside, fmt.Sprintf("%d (%s)", session.PID, session.Command))
+			}
+		}
+	}
+	if len(inside) == 0 {
+		return fmt.Errorf("share %s: cannot end it yet; kerfd's log says why, and it tries again", entry.ID)
+	}
+	return fmt.Errorf("share %s: still used by process %s; it ends with the last of them", entry.ID, strings.Join(inside, ", "))
+}
+
+// Owners are all that hold anything through this door.
+func (d door) Owners() (owners []ledger.Owner) {
+	for _, entry := range d.grants.ledger.Entries() {
+		if entry.Holder.Door == d.name && !slices.Contains(owners, entry.Holder.Owner) {
+			owners = append(owners, entry.Holder.Owner)
+		}
+	}
+	return owners
+}
+
+// adopt gives a share a holder again, which was given back and had not ended yet.
+func (g *grants) adopt(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.orphaned, id)
+}
+
+// ownerLocks keep calls for one owner apart, and let those for others pass, mostly.
+type ownerLocks [64]sync.Mutex
+
+func (l *ownerLocks) lock(uid string) (unlock func()) {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(uid)) // never fails
+	m := &l[h.Sum32()%uint32(len(l))]
+	m.Lock()
+	return m.Unlock
+}
+
+// notice tells those who listen that something has changed. It is for state that they read anew: two changes may be one notice.
+type notice struct {
+	mu        sync.Mutex
+	listeners []chan struct{}
+}
+
+func (n *notice) listen() <-chan struct{} {
+	c := make(chan struct{}, 1)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.listeners = append(n.listeners, c)
+	return c
+}
+
+func (n *notice) tell() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.listeners {
+		select {
+		case c <- struct{}{}:
+		default: // one waits there already
+		}
+	}
+}

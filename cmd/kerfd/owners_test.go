@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kerf-gpu/kerf/hook/cdi"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+// site is a directory in which the doors of one kerfd after the other work, on a simulated node.
+type site struct {
+	t      *testing.T
+	config Config
+	*grants
+	end func()
+}
+
+// siteDir is one for all sites: a process can bind NVML under one root only. t.TempDir is too long for a socket's path.
+var siteDir = filepath.Join(os.TempDir(), fmt.Sprintf("kerfd-site-%d", os.Getpid()))
+
+func newSite(t *testing.T, profile string) *site {
+	t.Helper()
+	dir := siteDir
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	c, err := Config{
+		RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), LibDir: filepath.Join(build, "lib/kerf"),
+		Simulate:   SimulateConfig{Profile: profile},
+		Kubernetes: KubernetesConfig{Enabled: true, NodeName: "n", CDIDir: filepath.Join(dir, "cdi"), HostDir: filepath.Join(dir, "host")},
+	}.complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{t: t, config: c}
+	s.start()
+	t.Cleanup(func() { s.end() })
+	return s
+}
+
+// start is what serve does, less the network.
+func (s *site) start() {
+	s.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	must := func(err error) {
+		s.t.Helper()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	must(os.MkdirAll(s.config.RunDir, 0o755))
+	books, _, err := ledger.Open(s.config.ledgerDir())
+	must(err)
+	h, err := openHardware(s.config, log)
+	must(err)
+	s.grants = newGrants(s.config, h, books, log)
+	s.arbiter, err = arbiter.New(arbiter.Config{Shares: s.config.sharesDir(), Sessions: s.config.sessionsDir(), Memory: h, Notify: s.onEvent, Now: time.Now})
+	must(err)
+	must(s.restore())
+	program := filepath.Join(filepath.Dir(os.Args[0]), "kerf-hook") // install takes it from beside the program
+	must(os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755))
+	s.containers, err = newContainers(s.config, h)
+	must(err)
+	(&kubernetes{config: s.config.Kubernetes, grants: s.grants, log: log}).takeUp()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { _ = s.arbiter.Run(ctx); close(ended) }()
+	s.end = func() {
+		cancel()
+		<-ended
+		_ = books.Close()
+		_ = h.close(false)
+	}
+}
+
+func (s *site) restart() {
+	s.end()
+	s.start()
+}
+
+func (s *site) dra() door { return door{ledger.DoorDRA, s.grants} }
+
+// shares and specs are what there is in the world.
+func (s *site) world() (shares, specs int) {
+	s.t.Helper()
+	dirs, err := os.ReadDir(s.config.sharesDir())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	names, err := cdi.List(s.config.Kubernetes.CDIDir)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return len(dirs), len(names)
+}
+
+func (s *site) want(shares, specs, entries int) {
+	s.t.Helper()
+	gotShares, gotSpecs := s.world()
+	got := []int{gotShares, gotSpecs, len(s.ledger.Entries())}
+	if diff := cmp.Diff([]int{shares, specs, entries}, got); diff != "" {
+		s.t.Errorf("shares, CDI specs, entries:\n%s", diff)
+	}
+}
+
+var claim = ledger.Owner{UID: "5f0c", Namespace: "team", Name: "llm"}
+
+func slice(key string, memory node.Bytes) ledger.Ask {
+	return ledger.Ask{Key: key, Request: share.Request{Memory: memory, Cores: 40}}
+}
+
+func TestHoldAndDrop(t *testing.T) {
+	s := newSite(t, "h200x8")
+	asks := []ledger.Ask{slice("5f0c-a", 30*node.GiB), slice("5f0c-b", 60*node.GiB)}
+	first, err := s.dra().Hold(t.Context(), claim, asks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.want(2, 2, 2)
+	if first[1].CDI != "kerf.dev/share=5f0c-b" {
+		t.Errorf("CDI device %q", first[1].CDI)
+	}
+	again, err := s.dra().Hold(t.Context(), claim, asks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(first, again); diff != "" {
+		t.Errorf("asked again:\n%s", diff)
+	}
+	s.want(2, 2, 2)
+	if diff := cmp.Diff([]ledger.Owner{claim}, s.dra().Owners()); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := s.dra().Hold(t.Context(), ledger.Owner{UID: "x"}, []ledger.Ask{slice("x", node.GiB), slice("x2", 200*node.GiB)}); err == nil ||
+		!strings.Contains(err.Error(), "memory 200Gi: the largest GPU here has") {
+		t.Errorf("a claim that does not fit: %v", err)
+	}
+	s.want(2, 2, 2)
+	for range 2 { // the second time there is nothing left
+		if err := s.dra().Drop(t.Context(), claim.UID); err != nil {
+			t.Fatal(err)
+		}
+		s.want(0, 0, 0)
+	}
+}
+
+// After a reboot, /run is empty and claims live on.
+func TestReboot(t *testing.T) {
+	s := newSite(t, "h200x8")
+	first, err := s.dra().Hold(t.Context(), claim, []ledger.Ask{slice("5f0c-a", 30*node.GiB)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.end()
+	for _, dir := range []string{s.config.RunDir, s.config.Kubernetes.CDIDir} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.start()
+	s.want(1, 1, 1)
+	again, err := s.dra().Hold(t.Context(), claim, []ledger.Ask{slice("5f0c-a", 30*node.GiB)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(first, again); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// What a kerfd leaves that was killed between two steps, the next one puts right.
+func TestTakeUp(t *testing.T) {
+	s := newSite(t, "h200x8")
+	if _, err := s.ledger.Hold(s.gpus(), ledger.DoorDRA, claim, []ledger.Ask{slice("5f0c-a", node.GiB)}, time.Now()); err != nil { // and died
+		t.Fatal(err)
+	}
+	stray := filepath.Join(s.config.Kubernetes.CDIDir, "kerf.dev-share_gone.json")
+	foreign := filepath.Join(s.config.Kubernetes.CDIDir, "nvidia.yaml")
+	for _, file := range []string{stray, foreign} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte("{}"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.restart()
+	s.want(1, 1, 1)
+	if !exists(foreign) || exists(stray) {
+		t.Errorf("another's spec is there: %v; the one that nobody holds: %v", exists(foreign), exists(stray))
+	}
+}
+
+func TestAdminHoldsNothing(t *testing.T) {
+	s := newSite(t, "h200x8")
+	ask := ledger.Ask{Key: "5f0c-w", Request: share.Request{Admin: true, GPU: []string{"0"}}}
+	if _, err := s.dra().Hold(t.Context(), claim, []ledger.Ask{ask}); err != nil {
+		t.Fatal(err)
+	}
+	s.want(0, 1, 1)
+	if err := s.dra().Drop(t.Context(), claim.UID); err != nil {
+		t.Fatal(err)
+	}
+	s.want(0, 0, 0)
+}
+
+func TestNoDirectoryForSpecs(t *testing.T) {
+	s := newSite(t, "h200x8")
+	if err := os.WriteFile(s.config.Kubernetes.CDIDir, nil, 0o644); err != nil { // root writes through any mode
+		t.Fatal(err)
+	}
+	ask := []ledger.Ask{slice("5f0c-a", node.GiB)}
+	if _, err := s.dra().Hold(t.Context(), claim, ask); err == nil || !strings.Contains(err.Error(), s.config.Kubernetes.CDIDir) {
+		t.Errorf("error %v, want one that names the directory", err)
+	}
+	if err := os.Remove(s.config.Kubernetes.CDIDir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.dra().Hold(t.Context(), claim, ask); err != nil {
+		t.Errorf("tried again: %v", err)
+	}
+	s.want(1, 1, 1)
+}
