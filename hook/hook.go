@@ -83,7 +83,7 @@ func createContainer(c *container) error {
 	if err != nil {
 		return err
 	}
-	if err := prove(r, env); err != nil {
+	if err := prove(r, image); err != nil {
 		if unwritten != nil {
 			return fmt.Errorf("%w (%s)", err, strings.ReplaceAll(unwritten.Error(), "\n", "; "))
 		}

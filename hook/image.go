@@ -55,11 +55,7 @@ func readImage(r *root, env []string) (*Image, error) {
 	slices.Sort(image.Libraries)
 	image.Default = slices.DeleteFunc(image.Default, func(dir string) bool { return !r.isDir(dir) })
 	image.ConfDir = r.isDir("/etc/ld.so.conf.d")
-	if text, err := r.read(ldcache.Path); err == nil {
-		if cache, err := ldcache.Parse(text); err == nil {
-			image.Cache = cache
-		}
-	}
+	image.Cache = readCache(r)
 	for _, dir := range searched(r, env, image.Default) {
 		image.Taken = append(image.Taken, r.taken(dir)...)
 	}
@@ -79,6 +75,19 @@ func readImage(r *root, env []string) (*Image, error) {
 	slices.Sort(image.Taken)
 	image.Taken = slices.Compact(image.Taken)
 	return image, nil
+}
+
+// readCache is the loader's cache; nil where there is none, or none that the loader could read.
+func readCache(r *root) *ldcache.Cache {
+	text, err := r.read(ldcache.Path)
+	if err != nil {
+		return nil
+	}
+	cache, err := ldcache.Parse(text)
+	if err != nil {
+		return nil
+	}
+	return cache
 }
 
 // readLoader is the content of glibc's loader.

@@ -123,12 +123,9 @@ func annotate(step Step, err error) error {
 	return fmt.Errorf("%s: %w", step.Target, err)
 }
 
-// prove: whatever a loader finds under a library's name is the one in LibDir, and it finds it. It reads the image anew.
-func prove(r *root, env []string) error {
-	image, err := readImage(r, env)
-	if err != nil {
-		return err
-	}
+// prove: whatever a loader finds under a library's name is the one in LibDir, and it finds it. The links and the cache are looked at
+// as they are now.
+func prove(r *root, image *Image) error {
 	for _, file := range image.Taken {
 		want := standIn(image, path.Base(file))
 		if want == "" {
@@ -138,11 +135,12 @@ func prove(r *root, env []string) error {
 			return err
 		}
 	}
+	cache := readCache(r)
 	for _, name := range image.Libraries {
 		if !isLibrary(name) || path.Ext(name) != ".1" {
 			continue
 		}
-		if !finds(r, image, name) {
+		if !finds(r, image, cache, name) {
 			return fmt.Errorf("the loader would not find %s: it is neither in %s nor in %v", name, ldcache.Path, image.Default)
 		}
 	}
@@ -161,13 +159,19 @@ func (r *root) isSame(name, want string) error {
 	return nil
 }
 
-func finds(r *root, image *Image, name string) bool {
+// finds: the loader takes the first of these that is there, and none of them is another's.
+func finds(r *root, image *Image, cache *ldcache.Cache, name string) bool {
 	var candidates []string
-	if image.Cache != nil {
-		candidates = image.Cache.Find(name)
+	if cache != nil {
+		candidates = cache.Find(name)
 	}
 	for _, dir := range image.Default {
 		candidates = append(candidates, path.Join(dir, name))
 	}
-	return slices.ContainsFunc(candidates, func(p string) bool { return r.isSame(p, path.Join(LibDir, name)) == nil })
+	for _, candidate := range candidates {
+		if _, _, err := r.stat(candidate); err == nil {
+			return r.isSame(candidate, path.Join(LibDir, name)) == nil
+		}
+	}
+	return false
 }

@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -92,7 +93,12 @@ func (r *root) read(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	return io.ReadAll(io.LimitReader(f, maxRead))
+	content := new(bytes.Buffer)
+	if info, err := f.Stat(); err == nil {
+		content.Grow(int(min(info.Size(), maxRead)) + bytes.MinRead)
+	}
+	_, err = content.ReadFrom(io.LimitReader(f, maxRead))
+	return content.Bytes(), err
 }
 
 // procPath names what a descriptor is open on, whatever its path leads to by now.
@@ -134,34 +140,28 @@ func (r *root) glob(pattern string) []string {
 	return found
 }
 
-// replace puts a file in the place of whatever has its name, on the image's own file system: not across a mount, which may be a
-// volume and so the host's. make makes the new file under a temporary name in the directory that it is given.
-func (r *root) replace(name string, make func(dir int, temp string) error) error {
+// replace removes what has a name and makes it anew, on the image's own file system: not across a mount, which may be a volume
+// and so the host's. There is no rename, since nobody looks yet and some file systems write to disk for it.
+func (r *root) replace(name string, make func(dir int, base string) error) error {
 	dir, err := r.open(path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_NO_XDEV)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = unix.Close(dir) }()
-	temp := ".kerf-" + strconv.Itoa(os.Getpid())
-	_ = unix.Unlinkat(dir, temp, 0)
-	if err := make(dir, temp); err != nil {
+	if err := unix.Unlinkat(dir, path.Base(name), 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	if err := unix.Renameat(dir, temp, dir, path.Base(name)); err != nil {
-		_ = unix.Unlinkat(dir, temp, 0)
-		return err
-	}
-	return nil
+	return make(dir, path.Base(name))
 }
 
 // write replaces a file by one with this content.
 func (r *root) write(name string, content []byte) error {
-	return r.replace(name, func(dir int, temp string) error {
-		fd, err := unix.Openat(dir, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	return r.replace(name, func(dir int, base string) error {
+		fd, err := unix.Openat(dir, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 		if err != nil {
 			return err
 		}
-		f := os.NewFile(uintptr(fd), temp)
+		f := os.NewFile(uintptr(fd), base)
 		_, err = f.Write(content)
 		return errors.Join(err, f.Chmod(0o644), f.Close()) // whatever the umask
 	})
@@ -169,7 +169,7 @@ func (r *root) write(name string, content []byte) error {
 
 // link replaces a file by a symbolic link.
 func (r *root) link(target, name string) error {
-	return r.replace(name, func(dir int, temp string) error { return unix.Symlinkat(target, dir, temp) })
+	return r.replace(name, func(dir int, base string) error { return unix.Symlinkat(target, dir, base) })
 }
 
 // bind mounts one file of the root over another, with the flags that its own mount has.

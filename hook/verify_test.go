@@ -92,7 +92,9 @@ func TestVerify(t *testing.T) {
 		{"privileged monitoring", []Share{adminShare()}, privileged, ""},
 
 		{"monitoring beside a share", []Share{adminShare(), realShare(a, "/dev/nvidia0")}, nil, "put them in two containers"},
-		{"Kata", []Share{simulatedShare(a)}, func(s *specs.Spec) { s.Annotations = map[string]string{"io.katacontainers.pkg.oci.container_type": "x"} }, "Kata Containers"},
+		{"Kata", []Share{simulatedShare(a)}, func(s *specs.Spec) {
+			s.Annotations = map[string]string{"io.katacontainers.pkg.oci.container_type": "x"}
+		}, "Kata Containers"},
 		{"gVisor", []Share{simulatedShare(a)}, func(s *specs.Spec) { s.Annotations = map[string]string{"dev.gvisor.spec.mount": "x"} }, "gVisor"},
 		{"a virtual machine", []Share{simulatedShare(a)}, func(s *specs.Spec) { s.VM = &specs.VM{Hypervisor: specs.VMHypervisor{Path: "/qemu"}} }, "virtual machine"},
 		{"no mounts", []Share{simulatedShare(a)}, func(s *specs.Spec) { s.Mounts = nil }, "/run/kerf/lib/libcuda.so.1 is not mounted"},
@@ -106,7 +108,9 @@ func TestVerify(t *testing.T) {
 		{"volume on the loader's cache", []Share{simulatedShare(a)}, mount("/own", "/etc/ld.so.cache"), "/etc/ld.so.cache, which decides"},
 		{"volume on ld.so.preload", []Share{simulatedShare(a)}, mount("/own", "/etc/ld.so.preload"), "/etc/ld.so.preload, which decides"},
 		{"writable policy", []Share{simulatedShare(a)}, func(s *specs.Spec) { s.Mounts[lastMount(s, "/run/kerf/shares/"+a)].Options = []string{"ro", "rw"} }, "is mounted writable"},
-		{"another share's pages", []Share{simulatedShare(a)}, func(s *specs.Spec) { s.Mounts[lastMount(s, "/run/kerf/shares/"+a)].Source = "/run/kerf/shares/" + b + "/s" }, "not from /run/kerf/shares/" + a},
+		{"another share's pages", []Share{simulatedShare(a)}, func(s *specs.Spec) {
+			s.Mounts[lastMount(s, "/run/kerf/shares/"+a)].Source = "/run/kerf/shares/" + b + "/s"
+		}, "not from /run/kerf/shares/" + a},
 		{"no node", []Share{realShare(a, "/dev/nvidia0")}, func(s *specs.Spec) { s.Linux.Devices = nil }, "/dev/nvidia0 is not in the container"},
 		{"foreign node", []Share{realShare(a, "/dev/nvidia0")}, func(s *specs.Spec) { addDevice(s, "/dev/nvidia3", 195, 3) }, "/dev/nvidia3 (195:3) is in the container"},
 		{"foreign node by another name", []Share{realShare(a, "/dev/nvidia0")}, func(s *specs.Spec) { addDevice(s, "/dev/x", 195, 3) }, "/dev/x (195:3)"},
@@ -114,7 +118,9 @@ func TestVerify(t *testing.T) {
 		{"foreign node on a simulated node", []Share{simulatedShare(a)}, func(s *specs.Spec) { addDevice(s, "/dev/nvidia3", 195, 3) }, "/dev/nvidia3"},
 		{"foreign MIG capability", []Share{realShare(a, "/dev/nvidia0")}, func(s *specs.Spec) { addDevice(s, "/dev/nvidia-caps/nvidia-cap30", 236, 30) }, "/dev/nvidia-caps/nvidia-cap30"},
 		{"privileged", []Share{realShare(a, "/dev/nvidia0")}, privileged, "/dev/nvidia7"},
-		{"privileged on a node without more", []Share{simulatedShare(a)}, func(s *specs.Spec) { s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}} }, "privileged: true?"},
+		{"privileged on a node without more", []Share{simulatedShare(a)}, func(s *specs.Spec) {
+			s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+		}, "privileged: true?"},
 		{"one rule too many", []Share{realShare(a, "/dev/nvidia0")}, func(s *specs.Spec) {
 			major, minor := int64(195), int64(2)
 			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "r"})

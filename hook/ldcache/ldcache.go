@@ -78,10 +78,11 @@ func Parse(data []byte) (*Cache, error) {
 		return nil, fmt.Errorf("%w: %d entries in %d bytes", errNotACache, count, len(data))
 	}
 	c := &Cache{Flags: data[28], Entries: make([]Entry, 0, count)}
+	whole := string(data) // of which all names and paths are parts: a large cache has thousands
 	for i := range count {
 		raw := data[headerBytes+i*entryBytes:]
-		name, ok1 := text(data, order.Uint32(raw[4:]))
-		path, ok2 := text(data, order.Uint32(raw[8:]))
+		name, ok1 := text(whole, order.Uint32(raw[4:]))
+		path, ok2 := text(whole, order.Uint32(raw[8:]))
 		if !ok1 || !ok2 {
 			return nil, fmt.Errorf("%w: entry %d lies outside", errNotACache, i)
 		}
@@ -127,7 +128,7 @@ func (c *Cache) parseExtension(data []byte, offset uint32) error {
 			c.Generator = string(body)
 		case tagLevels:
 			for i := 0; i+4 <= len(body); i += 4 {
-				level, ok := text(data, order.Uint32(body[i:]))
+				level, ok := text(string(data), order.Uint32(body[i:]))
 				if !ok {
 					return fmt.Errorf("%w: a CPU level lies outside", errNotACache)
 				}
@@ -145,15 +146,12 @@ func part(data []byte, offset uint32, length uint64) ([]byte, bool) {
 	return data[offset:][:length], true
 }
 
-func text(data []byte, offset uint32) (string, bool) {
+func text(data string, offset uint32) (string, bool) {
 	if uint64(offset) >= uint64(len(data)) {
 		return "", false
 	}
-	end := bytes.IndexByte(data[offset:], 0)
-	if end < 0 {
-		return "", false
-	}
-	return string(data[offset:][:end]), true
+	text, _, ended := strings.Cut(data[offset:], "\x00")
+	return text, ended
 }
 
 // Find is the paths that the cache has for a name, whatever the CPU and the architecture.
@@ -180,18 +178,14 @@ func (c *Cache) With(paths map[string]string) *Cache {
 
 // Bytes is the cache as the loader reads it.
 func (c *Cache) Bytes() []byte {
-	out := make([]byte, headerBytes+len(c.Entries)*entryBytes)
+	out := make([]byte, headerBytes+len(c.Entries)*entryBytes, headerBytes+len(c.Entries)*(entryBytes+100))
 	copy(out, magic)
 	order.PutUint32(out[20:], uint32(len(c.Entries)))
 	out[28] = c.Flags
-	known := make(map[string]uint32)
 	add := func(s string) uint32 {
-		if at, ok := known[s]; ok {
-			return at
-		}
-		known[s] = uint32(len(out))
+		at := uint32(len(out))
 		out = append(append(out, s...), 0)
-		return known[s]
+		return at
 	}
 	for i, e := range c.Entries {
 		name, path := add(e.Name), add(e.Path)

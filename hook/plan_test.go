@@ -1,0 +1,216 @@
+package hook
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kerf-gpu/kerf/hook/ldcache"
+)
+
+func TestPlan(t *testing.T) {
+	shims := []string{"libcuda.so", "libcuda.so.1", "libnvidia-ml.so", "libnvidia-ml.so.1"}
+	links := func(dir string, names ...string) (lines []string) {
+		for _, name := range names {
+			lines = append(lines, "link /run/kerf/lib/"+name+" "+dir+"/"+name)
+		}
+		return lines
+	}
+	for _, tt := range []struct {
+		name  string
+		image Image
+		want  []string
+	}{
+		{"an image without a driver", Image{Libraries: shims, Default: []string{"/lib64", "/usr/lib64"}},
+			append(links("/lib64", shims...), "write /etc/ld.so.cache")},
+		{"files in the way", Image{Libraries: shims, Default: []string{"/lib64"}, ConfDir: true, Taken: []string{"/lib64/libcuda.so.1", "/lib64/libcuda.so.570", "/opt/libnvidia-ml.so.1"}},
+			slices.Concat([]string{"bind /run/kerf/lib/libcuda.so.1 /lib64/libcuda.so.1", "bind /run/kerf/lib/libcuda.so.1 /lib64/libcuda.so.570", "bind /run/kerf/lib/libnvidia-ml.so.1 /opt/libnvidia-ml.so.1"},
+				links("/lib64", "libcuda.so", "libnvidia-ml.so", "libnvidia-ml.so.1"), []string{"write /etc/ld.so.conf.d/000-kerf.conf", "write /etc/ld.so.cache"})},
+		{"monitoring has no libcuda to put there", Image{Libraries: shims[2:], Default: []string{"/lib"}, Taken: []string{"/lib/libcuda.so.1"}},
+			append(links("/lib", shims[2:]...), "write /etc/ld.so.cache")},
+		{"the driver's other libraries are in the cache only", Image{Libraries: append(slices.Clone(shims), "libnvidia-nvvm.so.4"), Default: []string{"/lib"}},
+			append(links("/lib", shims...), "write /etc/ld.so.cache")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			for _, step := range Plan(&tt.image) {
+				got = append(got, strings.Join(strings.Fields(fmt.Sprint(step.Verb, " ", step.Source, " ", step.Target)), " "))
+				if step.Target == ldcache.Path {
+					checkCache(t, step.Content, tt.image.Libraries)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func checkCache(t *testing.T, content []byte, libraries []string) {
+	t.Helper()
+	cache, err := ldcache.Parse(content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range libraries {
+		if diff := cmp.Diff([]string{LibDir + "/" + name}, cache.Find(name)); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+func TestDefaultDirs(t *testing.T) {
+	for _, tt := range []struct {
+		loader string
+		want   []string
+	}{
+		{"GLIBC_2.2\x00/lib/x86_64-linux-gnu/\x00/usr/lib/x86_64-linux-gnu/\x00/lib/\x00/usr/lib/\x00\x00x", []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"}},
+		{"\x00/lib64/\x00/usr/lib64/\x00/lib/ld.so\x00", []string{"/lib64", "/usr/lib64"}},
+		{"\x00/lib/\x00/usr/lib/\x00\x00", []string{"/lib", "/usr/lib"}},
+		{"nothing", []string{"/lib64", "/usr/lib64", "/lib", "/usr/lib"}},
+	} {
+		if diff := cmp.Diff(tt.want, defaultDirs([]byte(tt.loader))); diff != "" {
+			t.Errorf("%q: %s", tt.loader, diff)
+		}
+	}
+	loader, err := os.ReadFile(loaders[runtime.GOARCH].glibc[0])
+	if err != nil {
+		t.Skip("this machine has no glibc: ", err)
+	}
+	if dirs := defaultDirs(loader); len(dirs) < 2 {
+		t.Errorf("of this machine's loader: %v", dirs)
+	}
+}
+
+// fakeRoot is a directory as a container's root: what the plan makes is made there, without mounts.
+func fakeRoot(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		loaders[runtime.GOARCH].glibc[0]: "GLIBC_2.2\x00/lib64/\x00/usr/lib64/\x00\x00",
+		"/usr/lib64/x":                   "", "/etc/x": "",
+		LibDir + "/libcuda.so.1": "shim", LibDir + "/libnvidia-ml.so.1": "shim",
+	} {
+		writeFile(t, filepath.Join(dir, name), text)
+	}
+	return dir
+}
+
+func writeFile(t testing.TB, name, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCreateContainerIsConvergent(t *testing.T) {
+	dir := fakeRoot(t)
+	c := &container{spec: new(specs.Spec), rootfs: dir}
+	if err := createContainer(c); err != nil {
+		t.Fatal(err)
+	}
+	cache := filepath.Join(dir, ldcache.Path)
+	before, err := os.Stat(cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if target, err := os.Readlink(filepath.Join(dir, "lib64/libcuda.so.1")); err != nil || target != LibDir+"/libcuda.so.1" {
+		t.Error(target, err)
+	}
+	if err := createContainer(c); err != nil { // the second share's hook
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(cache); err != nil || !os.SameFile(before, after) {
+		t.Error("the cache was written again", err)
+	}
+}
+
+// A root that a hostile image has filled with links: each leads back into it.
+func TestConfinement(t *testing.T) {
+	outside := t.TempDir()
+	writeFile(t, filepath.Join(outside, "file"), "the host's")
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "etc/x"), "")
+	for link, target := range map[string]string{
+		"absolute": outside + "/file", "up": strings.Repeat("../", 20) + outside[1:] + "/file", "etc/dir": outside, "self": "/proc/self/root",
+	} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := openRoot(-100, dir) // AT_FDCWD
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	for _, name := range []string{"/absolute", "/up", "/etc/dir/file", "/self/" + outside + "/file", "/../../" + outside + "/file"} {
+		if text, err := r.read(name); err == nil {
+			t.Errorf("%s: read %q", name, text)
+		}
+		if err := r.write(name, []byte("hostile")); err == nil && name != "/absolute" && name != "/up" { // those two are replaced themselves
+			t.Errorf("%s: written", name)
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(outside, "file")); err != nil || string(text) != "the host's" {
+		t.Error(string(text), err)
+	}
+	if got := r.list("/etc/dir"); got != nil {
+		t.Error(got)
+	}
+}
+
+func TestGlob(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"usr/local/cuda-12/compat/x", "usr/local/cuda/compat/x", "usr/local/cube/compat/x", "opt/conda/envs/a/lib/x", "opt/conda/envs/b/lib/x"} {
+		writeFile(t, filepath.Join(dir, name), "")
+	}
+	r, err := openRoot(-100, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	for pattern, want := range map[string][]string{
+		"/usr/local/cuda*/compat": {"/usr/local/cuda-12/compat", "/usr/local/cuda/compat"},
+		"/opt/conda/envs/*/lib":   {"/opt/conda/envs/a/lib", "/opt/conda/envs/b/lib"},
+		"/opt/conda/envs/*":       {"/opt/conda/envs/a", "/opt/conda/envs/b"},
+		"/none/*/lib":             nil,
+		"/plain":                  {"/plain"},
+	} {
+		got := r.glob(pattern)
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", pattern, diff)
+		}
+	}
+}
+
+func BenchmarkCreateContainer(b *testing.B) {
+	dir := fakeRoot(b)
+	cache := new(ldcache.Cache)
+	paths := make(map[string]string)
+	for i := range 3000 {
+		name := fmt.Sprintf("libnumber%d.so.1", i)
+		writeFile(b, filepath.Join(dir, "usr/lib64", name), "")
+		paths[name] = "/usr/lib64/" + name
+	}
+	content := cache.With(paths).Bytes()
+	c := &container{spec: new(specs.Spec), rootfs: dir}
+	for b.Loop() {
+		b.StopTimer()
+		writeFile(b, filepath.Join(dir, ldcache.Path), string(content))
+		b.StartTimer()
+		if err := createContainer(c); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
