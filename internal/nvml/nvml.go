@@ -1,5 +1,6 @@
 // Package nvml reads GPUs from NVIDIA's management library under a driver root
-// into the words of internal/node. It is the only importer of go-nvml.
+// into the words of internal/node, and divides them by MIG. It is the only
+// importer of go-nvml.
 //
 // Vocabulary: a driver root is the directory under which a driver is installed:
 // "/" on most machines, another one for a driver container or a simulated node.
@@ -19,6 +20,8 @@
 //     reserve, version 1 counts it in. Memory gives both parts.
 //   - A call into a hung GPU can block for long, and cannot be cancelled. Call
 //     from a goroutine that may be left behind.
+//   - A MIG device's UUID names what was made, not its place: made again after a
+//     reboot, the same placement may have another.
 //   - NVML names processes by their pid in the host's pid namespace.
 package nvml
 

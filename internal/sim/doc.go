@@ -12,6 +12,9 @@
 //     for before it deletes anything.
 //   - The device files R/dev/nvidiactl and R/dev/nvidiaN hold facts and live
 //     state, shared by every process that maps them: driver/state.h.
+//   - A card in MIG mode is divided by NVML's calls, as a real one is; a profile
+//     says into what it is divided at the start. Capability files under
+//     R/dev/nvidia-caps say who may use an instance, as device nodes do.
 //   - An injection is a fault that a person or a test puts in.
 //
 // Traps

@@ -101,14 +101,14 @@ func TestMIGDevices(t *testing.T) {
 	show(t, "init 100\n", "CUDA_VISIBLE_DEVICES=0")
 }
 
-// TestMIGMemory: each instance has its memory, whatever the others do.
+// TestMIGMemory: each instance has its memory, whatever the others do, and ends for good.
 func TestMIGMemory(t *testing.T) {
 	for _, flags := range []string{"", "-fsanitize=address,undefined -fno-sanitize-recover=all"} {
 		t.Run(flags, func(t *testing.T) {
 			built := build(t, "gcc", flags)
 			n := cutNode(t, built)
 			mig := n.Status().GPUs[0].MIG
-			var ends []func()
+			ends := []func(){}
 			for i, want := range []string{"holds 39744 of 40192\n", "holds 19520 of 19968\n", "holds 9280 of 9728\n"} {
 				_, end := hold(t, part(t, built, n.Root, "-mig-fill", "CUDA_VISIBLE_DEVICES="+mig[i].String()), want)
 				ends = append(ends, end)
@@ -118,6 +118,9 @@ func TestMIGMemory(t *testing.T) {
 			}
 			for _, end := range ends {
 				end()
+			}
+			if out, err := part(t, built, n.Root, "-mig-gone", "CUDA_VISIBLE_DEVICES="+mig[2].String()).Output(); err != nil || string(out) != "ok\n" {
+				t.Errorf("%v %s", err, out)
 			}
 		})
 	}

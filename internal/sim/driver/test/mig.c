@@ -2,6 +2,8 @@
  * compares what they print. */
 #include "test.h"
 
+#include <dlfcn.h>
+
 static void print_uuid(const char *what, const CUuuid *u)
 {
 	printf(" %s=", what);
@@ -57,16 +59,65 @@ static void fill(void)
 		;
 }
 
-/* An instance that is destroyed before it is used is not used, nor what comes in its place. */
-static void late(void)
+/* --- through the simulated NVML, in the same process -------------------------------------------------- */
+
+#ifdef __aarch64__
+#define TRIPLET "aarch64-linux-gnu"
+#else
+#define TRIPLET "x86_64-linux-gnu"
+#endif
+
+static int (*nvml(const char *name))()
 {
-	CUcontext c;
-	OK(cuInit(0));
-	printf("ready\n");
-	fflush(stdout);
-	while (getchar() != EOF)
-		;
-	printf("context %d\n", (int)cuDevicePrimaryCtxRetain(&c, 0));
+	static void *lib;
+	char path[4096];
+	snprintf(path, sizeof path, "%s/usr/lib/" TRIPLET "/libnvidia-ml.so.1", root);
+	lib = lib ? lib : dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	CHECK(lib);
+	int (*f)() = (int (*)())dlsym(lib, name);
+	CHECK(f);
+	return f;
 }
 
-const struct test mig_tests[] = { { "-mig-list", list }, { "-mig-fill", fill }, { "-mig-late", late }, { 0 } };
+#define SMALLEST 19u /* the profile 1g.10gb: its compute instance has profile 0 */
+
+struct instance { void *card, *gi, *ci; };
+
+static struct instance find_instance(void)
+{
+	struct instance in;
+	unsigned count = 7;
+	void *all[7];
+	EQ(nvml("nvmlInit_v2")(), 0);
+	EQ(nvml("nvmlDeviceGetHandleByIndex_v2")(0u, &in.card), 0);
+	EQ(nvml("nvmlDeviceGetGpuInstances")(in.card, SMALLEST, all, &count), 0);
+	EQ(count, 1);
+	in.gi = all[0];
+	EQ(nvml("nvmlGpuInstanceGetComputeInstanceById")(in.gi, 0u, &in.ci), 0);
+	return in;
+}
+
+/* An instance is not destroyed while this process has anything in it; once it is destroyed, the process has no device any more,
+ * whatever comes in its place. */
+static void gone(void)
+{
+	struct { unsigned start, size; } at = { 6, 1 };
+	struct instance in = find_instance();
+	CUmemAllocationProp prop = { .type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = { CU_MEM_LOCATION_TYPE_DEVICE, 0 } };
+	CUmemGenericAllocationHandle h;
+	CUcontext c;
+	OK(cuInit(0));
+	OK(cuDevicePrimaryCtxRetain(&c, 0));
+	EQ(nvml("nvmlComputeInstanceDestroy")(in.ci), 19);
+	OK(cuDevicePrimaryCtxRelease_v2(0));
+	EQ(nvml("nvmlComputeInstanceDestroy")(in.ci), 0);
+	IS(cuDevicePrimaryCtxRetain(&c, 0), CUDA_ERROR_DEVICE_UNAVAILABLE);
+	EQ(nvml("nvmlGpuInstanceDestroy")(in.gi), 0);
+	EQ(nvml("nvmlDeviceCreateGpuInstanceWithPlacement")(in.card, SMALLEST, &at, &in.gi), 0);
+	EQ(nvml("nvmlGpuInstanceCreateComputeInstance")(in.gi, 0u, &in.ci), 0);
+	IS(cuDevicePrimaryCtxRetain(&c, 0), CUDA_ERROR_DEVICE_UNAVAILABLE);
+	IS(cuMemCreate(&h, MiB(2), &prop, 0), CUDA_ERROR_DEVICE_UNAVAILABLE);
+	printf("ok\n");
+}
+
+const struct test mig_tests[] = { { "-mig-list", list }, { "-mig-fill", fill }, { "-mig-gone", gone }, { 0 } };
