@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,7 +15,9 @@ import (
 	v1 "k8s.io/api/core/v1"
 	resourceapi "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	healthv1 "k8s.io/kubelet/pkg/apis/dra-health/v1"
 	drav1 "k8s.io/kubelet/pkg/apis/dra/v1"
 	drav1beta1 "k8s.io/kubelet/pkg/apis/dra/v1beta1"
@@ -128,7 +131,18 @@ func newKubelet(t testing.TB) *kubelet {
 	t.Helper()
 	k := &kubelet{t: t, dir: t.TempDir(), changed: make(chan struct{}, 1), shares: newShares(t, t.TempDir())}
 	k.client = fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: testNode, UID: "node-uid"}})
+	k.client.PrependReactor("create", "resourceslices", nameSlices())
 	return k
+}
+
+// nameSlices does what the API server does with generateName, and the fake client does not.
+func nameSlices() clienttesting.ReactionFunc {
+	var count atomic.Int64
+	return func(action clienttesting.Action) (bool, runtime.Object, error) {
+		object := action.(clienttesting.CreateAction).GetObject().(*resourceapi.ResourceSlice)
+		object.Name = fmt.Sprint(object.GenerateName, count.Add(1))
+		return false, nil, nil
+	}
 }
 
 func (k *kubelet) config() Config {
