@@ -43,6 +43,7 @@ func verbs() []verb {
 		{"load", "[--dir DIR] FILE.tar...", "import images, from archives of docker or OCI", loadVerb},
 		{"image", "[--dir DIR] [--output FILE.tar] [--entrypoint A,B] NAME PATH=FILE...", "make an image of busybox and these files, and import it", imageVerb},
 		{"restart", "[--dir DIR] NAME", "kill -9 one of the daemons and start it again", restartVerb},
+		{"reboot", "[--dir DIR]", "end all of the node without a word, empty its /run, and start it again; the control plane stays", rebootVerb},
 		{"smoke", "[--dir DIR]", "run a pod to its end, and see that the API serves what Kerf needs", smokeVerb},
 		{"build", "[--kwok]", "build the binaries into the cache, without starting anything", buildVerb},
 		{"launch", "", "", launchVerb},

@@ -1,0 +1,104 @@
+package e2e
+
+import (
+	"testing"
+	"time"
+)
+
+// stage is a configuration of Kerf, and what is shown with it.
+type stage struct {
+	name      string
+	values    []string // of the chart, beside those of a simulated node; none: the manifest as it is kept
+	cards     int      // that the node then has
+	scenarios []scenario
+}
+
+// scenario is one thing that must hold.
+type scenario struct {
+	name string
+	run  func(*scene)
+}
+
+// stages is the whole suite, in its order.
+var stages = []stage{
+	{"h200x8", nil, 8, []scenario{
+		{"install", testInstall},
+		{"slices", testSlices},
+		{"share-one-gpu", testShareOneGPU},
+		{"whole-gpu", testWholeGPU},
+		{"extended-resource", testExtendedResource},
+		{"exclusive", testExclusive},
+		{"burst", testBurst},
+		{"two-containers", testTwoContainers},
+		{"two-pods-one-claim", testTwoPodsOneClaim},
+		{"several-requests", testSeveralRequests},
+		{"several-gpus", testSeveralGPUs},
+		{"init-container", testInitContainer},
+		{"restart-policy", testRestartPolicy},
+		{"admin-access", testAdminAccess},
+		{"claim-status", testClaimStatus},
+		{"deleted-while-preparing", testDeletedWhilePreparing},
+		{"force-delete", testForceDelete},
+		{"people", testPeople},
+		{"examples", testExamples},
+		{"bad-config", testBadConfig},
+		{"bad-amounts", testBadAmounts},
+		{"bad-device", testBadDevice},
+		{"bad-image", testBadImage},
+		{"bad-cdi-directory", testBadCDIDirectory},
+		{"bad-hook", testBadHook},
+		{"bad-full-disk", testBadFullDisk},
+		{"bad-second-driver", testBadSecondDriver},
+		{"bad-taint-rule", testBadTaintRule},
+		{"lost-gpu", testLostGPU},
+		{"hami", testHAMi},
+		{"rolling-update", testRollingUpdate},
+		{"kubelet-restart", testKubeletRestart},
+		{"containerd-restart", testContainerdRestart},
+		{"crash", testCrash},
+		{"reboot", testReboot},
+	}},
+	{"card-mode", nil, 8, []scenario{{"change", testModeChange}}},
+	{"overcommit", []string{"cards[0].mode=overcommit", "cards[0].overcommitPercent=150"}, 8, []scenario{
+		{"overcommit", testOvercommit},
+	}},
+	{"mig", []string{"simulate=a100x8", "cards[0].mode=mig"}, 8, []scenario{{"mig", testMIG}}},
+	{"mixed", []string{"simulate=mixed"}, 4, []scenario{{"prioritized-list", testPrioritizedList}}},
+	{"device-plugin", []string{"dra.enabled=false", "devicePlugin.enabled=true"}, 0, []scenario{
+		{"plugin", testDevicePlugin},
+		{"plugin-kubelet-restart", testDevicePluginKubeletRestart},
+	}},
+	{"both-doors", []string{"devicePlugin.enabled=true"}, 8, []scenario{{"never-twice", testBothDoors}}},
+}
+
+// TestKubernetes runs the suite on one cluster. `-run TestKubernetes/mig` runs a stage.
+func TestKubernetes(t *testing.T) {
+	l := newLab(t)
+	t.Cleanup(func() { l.table(t) })
+	for _, st := range stages {
+		t.Run(st.name, func(t *testing.T) {
+			l.install(t, st)
+			for _, sc := range st.scenarios {
+				t.Run(sc.name, func(t *testing.T) { l.play(t, st, sc) })
+			}
+		})
+	}
+}
+
+// play runs a scenario and puts it into the table.
+func (l *lab) play(t *testing.T, st stage, sc scenario) {
+	s := newScene(t, l, sc.name)
+	began := time.Now()
+	defer func() {
+		s.end()
+		result := "ok"
+		switch {
+		case t.Failed():
+			result = "FAILED"
+		case t.Skipped():
+			result = "skipped"
+		}
+		l.add(row{st.name, sc.name, result, s.figure, time.Since(began)})
+	}()
+	sc.run(s)
+}

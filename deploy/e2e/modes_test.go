@@ -1,0 +1,209 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	resourceapi "k8s.io/api/resource/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// example is the YAML of a file of deploy/examples, with tenants that do not take a person's time.
+func (s *scene) example(name string) string {
+	s.Helper()
+	text, err := os.ReadFile(filepath.Join(s.repo, "deploy/examples", name))
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, seconds := range []string{"20", "30"} {
+		text = []byte(strings.ReplaceAll(string(text), `--seconds, "`+seconds+`"]`, `--seconds, "2", --json]`))
+	}
+	return strings.ReplaceAll(string(text), `--limit, 80Gi]`, `--limit, 80Gi, --json]`)
+}
+
+// examples are the files of deploy/examples, each with where it is run, or why it is not.
+var examples = map[string]string{
+	"share.yaml":              "here",
+	"split.yaml":              "here",
+	"whole-gpu.yaml":          "here",
+	"exclusive.yaml":          "here",
+	"extended-resource.yaml":  "here",
+	"one-claim-two-pods.yaml": "here",
+	"burst.yaml":              "stage overcommit",
+	"overcommit.yaml":         "stage overcommit",
+	"mig.yaml":                "stage mig: the profile that it names is an H200's",
+	"prioritized-list.yaml":   "stage mixed",
+	"device-plugin.yaml":      "stage device-plugin",
+	"hami.yaml":               "scenario hami",
+	"gpu-and-nic.yaml":        "not run: the driver of network cards comes later",
+	"kueue-quota.yaml":        "not run: Kueue's image is in a registry",
+}
+
+// limitOf is what a pod of an example must see, in bytes; of the others only the success counts.
+var limitOf = map[string]uint64{
+	"share-a": 30 * gi, "share-b": 80 * gi, "split-half": 40 * gi, "split-third": 24 * gi, "split-fifth": 12 * gi, "split-rest": gi,
+	"exclusive": 30 * gi, "pair-a": 20 * gi, "pair-b": 20 * gi, "slices": 20 * gi, "over-a": 100 * gi, "over-b": 100 * gi, "hami": 8000 * mi,
+}
+
+// testExamples runs the files that are for this stage, and sees that none is forgotten.
+func testExamples(s *scene) {
+	files, err := filepath.Glob(filepath.Join(s.repo, "deploy/examples/*.yaml"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	ran := 0
+	for _, file := range files {
+		name := filepath.Base(file)
+		switch where, known := examples[name]; {
+		case !known:
+			s.Errorf("deploy/examples/%s: no scenario runs it; add it to examples in %s", name, "modes_test.go")
+		case where == "here":
+			s.runExample(name)
+			ran++
+		}
+	}
+	if len(files) != len(examples) {
+		s.Errorf("%d files in deploy/examples, and %d in the list", len(files), len(examples))
+	}
+	s.measured("%d of %d files run here", ran, len(files))
+}
+
+// runExample runs a file to the end of its pods, and removes what it made.
+func (s *scene) runExample(name string) (names []string) {
+	s.Helper()
+	names = s.apply(s.example(name))
+	for _, pod := range names {
+		s.ended(pod)
+		one := s.report(pod, "", "report")[0]
+		if bytes, known := limitOf[pod]; known && one.Limit != bytes || one.Wrong != 0 || one.Bad != 0 {
+			s.Errorf("%s: pod %s: %+v, want a limit of %d and no wrong data", name, pod, one, limitOf[pod])
+		}
+	}
+	for _, pod := range names {
+		s.delete(pod)
+	}
+	s.awaitNone(pods)
+	if err := s.client.ResourceV1().ResourceClaims(s.ns).DeleteCollection(s.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		s.Error(err)
+	}
+	s.awaitNone(claims)
+	return names
+}
+
+// testOvercommit: cards whose shares together exceed them.
+func testOvercommit(s *scene) {
+	for _, c := range s.cards() {
+		if c.mode != "overcommit" || c.overcommit != 150 || c.memory <= c.physical || c.memory > c.physical*3/2 {
+			s.Errorf("device %+v, want mode overcommit with 150 %%", c)
+		}
+	}
+	s.runExample("overcommit.yaml")
+	gpu := s.cards()[0]
+	over := want{class: "gpu-overcommit", memory: "100Gi", cores: "10"}.on(gpu.uuid)
+	s.slice("a", over, always())
+	s.slice("b", over, always())
+	s.running("a")
+	s.running("b")
+	s.sees("a", "", 100*gi)
+	s.sees("b", "", 100*gi)
+	s.slice("c", over, look())
+	s.unschedulable("c") // 300Gi are more than half as much again
+	s.slice("guaranteed", shared("1Gi", "0"), look())
+	s.unschedulable("guaranteed") // no card of this node guarantees
+	// A limit above the guarantee is for these cards.
+	s.slice("burst", want{class: "gpu-overcommit", memory: "10Gi"}.with(`,"memoryLimit":"40Gi"`), look())
+	s.ended("burst")
+	s.sees("burst", "", 40*gi)
+	s.undisturbed("a")
+	s.undisturbed("b")
+	s.measured("2 × 100 GiB on a card of %d MiB", gpu.physical>>20)
+}
+
+// testMIG: hardware partitions, and which exclude each other.
+func testMIG(s *scene) {
+	published := s.cards()
+	var small, seven []card
+	parents := map[string]bool{}
+	for _, c := range published {
+		if c.kind != "mig" {
+			s.Errorf("device %+v, want placements only", c)
+		}
+		card, rest, _ := strings.Cut(c.device, "-mig-")
+		parents[card] = true
+		if strings.HasPrefix(rest, "1g-10gb-") && !strings.HasPrefix(rest, "1g-10gb-me") {
+			small = append(small, c)
+		}
+		if strings.HasPrefix(rest, "7g-80gb-") {
+			seven = append(seven, c)
+		}
+	}
+	if len(parents) != 8 || len(seven) != 8 || len(small) != 56 {
+		s.Fatalf("%d placements of %d cards, %d whole ones and %d sevenths; want 8 cards, 8 and 56", len(published), len(parents), len(seven), len(small))
+	}
+	profile := func(name string) string {
+		return fmt.Sprintf(`device.attributes["%s"].?profile.orValue("") == "%s"`, driverName, name)
+	}
+	s.slice("seventh", want{class: "gpu-mig", selector: profile("1g.10gb")}, always())
+	s.running("seventh")
+	first := s.allocation("seventh")[0]
+	one := s.report("seventh", "", "look")[0]
+	if one.Count != 1 || one.Total > 10*gi || one.Total < 8*gi || one.NVMLCount != 1 {
+		s.Errorf("the pod sees %+v, want one instance of 10 GB", one)
+	}
+	// The card that has a seventh cannot be had whole, another can.
+	parent, _, _ := strings.Cut(first.Device, "-mig-")
+	whole := want{class: "gpu-mig", selector: profile("7g.80gb") + fmt.Sprintf(` && device.attributes["%s"].?uuid.orValue("").startsWith("GPU-%s")`, driverName, strings.TrimPrefix(parent, "gpu-"))}
+	s.slice("same-card", whole, look())
+	s.unschedulable("same-card")
+	s.slice("whole", want{class: "gpu-mig", selector: profile("7g.80gb")}, look())
+	s.ended("whole")
+	s.slice("hog", want{class: "gpu-mig", selector: profile("2g.20gb")}, hog("--class", "linear"))
+	s.ended("hog")
+	s.undisturbed("seventh")
+	s.delete("seventh")
+	s.ended("same-card") // the instance went with its share
+	s.measured("%d placements in %d slices; a seventh has %.2f GiB", len(published), s.countSlices(), float64(one.Total)/float64(gi))
+}
+
+func (s *scene) countSlices() int {
+	list, err := s.client.ResourceV1().ResourceSlices().List(s.Context(), metav1.ListOptions{FieldSelector: "spec.driver=" + driverName})
+	if err != nil {
+		s.Fatal(err)
+	}
+	return len(list.Items)
+}
+
+// testPrioritizedList: A100 for training, A6000 for inference.
+func testPrioritizedList(s *scene) {
+	names := s.apply(s.example("prioritized-list.yaml"))
+	for _, pod := range names {
+		s.ended(pod)
+	}
+	products := map[string]string{}
+	for _, c := range s.cards() {
+		products[c.device] = c.product
+	}
+	for pod, wanted := range map[string]struct{ request, product string }{"training": {"gpu/a100", "A100"}, "inference": {"gpu/a6000", "A6000"}} {
+		result := s.allocation(pod)[0]
+		if result.Request != wanted.request || !strings.Contains(products[result.Device], wanted.product) {
+			s.Errorf("pod %s has %s by request %s, want a %s", pod, products[result.Device], result.Request, wanted.product)
+		}
+	}
+	// Where both A100 are full, training gets the A6000.
+	for i := range 2 {
+		s.slice(fmt.Sprintf("full-%d", i), want{class: "gpu-a100"}, always())
+		s.running(fmt.Sprintf("full-%d", i))
+	}
+	second := newPod("training-2", look(), fromTemplate("training"))
+	s.create(second)
+	s.ended("training-2")
+	var result resourceapi.DeviceRequestAllocationResult
+	if results := s.allocation("training-2"); len(results) == 1 {
+		result = results[0]
+	}
+	if result.Request != "gpu/a6000" {
+		s.Errorf("with no A100 free, training-2 has request %s, want gpu/a6000", result.Request)
+	}
+}
