@@ -300,11 +300,16 @@ func (h *hardware) driver(grant share.Grant) (d control.Driver, err error) {
 	}
 	for _, gpu := range h.Node().GPUs {
 		path := filepath.Join(h.root, gpu.DeviceNode)
-		if slices.ContainsFunc(grant.Devices, func(d share.Device) bool { return d.UUID == gpu.UUID }) {
-			d.Granted = append(d.Granted, path)
-		} else {
+		i := slices.IndexFunc(grant.Devices, func(d share.Device) bool { return d.UUID == gpu.UUID })
+		if i < 0 {
 			d.Others = append(d.Others, path)
+			continue
 		}
+		capabilities, err := h.capabilities(gpu, grant.Devices[i])
+		if err != nil {
+			return d, err
+		}
+		d.Granted = append(append(d.Granted, path), capabilities...)
 	}
 	for _, name := range []string{"nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"} {
 		if path := filepath.Join(h.root, "dev", name); exists(path) {
@@ -312,6 +317,22 @@ func (h *hardware) driver(grant share.Grant) (d control.Driver, err error) {
 		}
 	}
 	return d, nil
+}
+
+// capabilities are the device nodes by which a process may use a MIG instance; none for a card that is not so divided.
+func (h *hardware) capabilities(gpu node.GPU, d share.Device) (paths []string, err error) {
+	if d.Placement == nil {
+		return nil, nil
+	}
+	i := slices.IndexFunc(gpu.MIG.Instances, func(in node.MIGInstance) bool { return in.UUID == d.MIG })
+	if i < 0 {
+		return nil, fmt.Errorf("MIG instance %s (%s) is not on GPU %d any more; delete the pod, so that its claim is given back", d.MIG, d.Placement, gpu.Index)
+	}
+	names, err := nvml.InstanceNodes(h.root, gpu, gpu.MIG.Instances[i])
+	for _, name := range names {
+		paths = append(paths, filepath.Join(h.root, name))
+	}
+	return paths, err
 }
 
 // limitsMemory says whether the driver can limit memory by cgroup itself.

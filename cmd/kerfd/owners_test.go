@@ -30,13 +30,13 @@ type site struct {
 // siteDir is one for all sites: a process can bind NVML under one root only. t.TempDir is too long for a socket's path.
 var siteDir = filepath.Join(os.TempDir(), fmt.Sprintf("kerfd-site-%d", os.Getpid()))
 
-func newSite(t *testing.T, profile string) *site {
+func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := siteDir
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	c, err := Config{
 		RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), LibDir: filepath.Join(build, "lib/kerf"),
-		Simulate:   SimulateConfig{Profile: profile},
+		Simulate:   SimulateConfig{Profile: "a100x8"}, // the same for all: the simulated NVML reads it once a process
 		Kubernetes: KubernetesConfig{Enabled: true, NodeName: "n", CDIDir: filepath.Join(dir, "cdi"), HostDir: filepath.Join(dir, "host")},
 	}.complete()
 	if err != nil {
@@ -120,7 +120,7 @@ func slice(key string, memory node.Bytes) ledger.Ask {
 }
 
 func TestHoldAndDrop(t *testing.T) {
-	s := newSite(t, "h200x8")
+	s := newSite(t)
 	asks := []ledger.Ask{slice("5f0c-a", 30*node.GiB), slice("5f0c-b", 60*node.GiB)}
 	first, err := s.dra().Hold(t.Context(), claim, asks)
 	if err != nil {
@@ -156,7 +156,7 @@ func TestHoldAndDrop(t *testing.T) {
 
 // After a reboot, /run is empty and claims live on.
 func TestReboot(t *testing.T) {
-	s := newSite(t, "h200x8")
+	s := newSite(t)
 	first, err := s.dra().Hold(t.Context(), claim, []ledger.Ask{slice("5f0c-a", 30*node.GiB)})
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +180,7 @@ func TestReboot(t *testing.T) {
 
 // What a kerfd leaves that was killed between two steps, the next one puts right.
 func TestTakeUp(t *testing.T) {
-	s := newSite(t, "h200x8")
+	s := newSite(t)
 	if _, err := s.ledger.Hold(s.gpus(), ledger.DoorDRA, claim, []ledger.Ask{slice("5f0c-a", node.GiB)}, time.Now()); err != nil { // and died
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestTakeUp(t *testing.T) {
 }
 
 func TestAdminHoldsNothing(t *testing.T) {
-	s := newSite(t, "h200x8")
+	s := newSite(t)
 	ask := ledger.Ask{Key: "5f0c-w", Request: share.Request{Admin: true, GPU: []string{"0"}}}
 	if _, err := s.dra().Hold(t.Context(), claim, []ledger.Ask{ask}); err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func TestAdminHoldsNothing(t *testing.T) {
 }
 
 func TestNoDirectoryForSpecs(t *testing.T) {
-	s := newSite(t, "h200x8")
+	s := newSite(t)
 	if err := os.WriteFile(s.config.Kubernetes.CDIDir, nil, 0o644); err != nil { // root writes through any mode
 		t.Fatal(err)
 	}
@@ -230,4 +230,46 @@ func TestNoDirectoryForSpecs(t *testing.T) {
 		t.Errorf("tried again: %v", err)
 	}
 	s.want(1, 1, 1)
+}
+
+// A placement is made when its claim is prepared, and goes with it; a stranger's instances are left alone.
+func TestPlacement(t *testing.T) {
+	s := newSite(t) // GPU 6 is in MIG mode and empty, GPU 7 has instances that nobody at Kerf made
+	instances := func(gpu int) int { return len(s.hardware.Node().GPUs[gpu].MIG.Instances) }
+	place := func(key, gpu, profile string, start, size int) []ledger.Ask {
+		return []ledger.Ask{{Key: key, Request: share.Request{Memory: 9 * node.GiB, GPU: []string{gpu}, Placement: &share.Placement{Profile: profile, Start: start, Size: size}}}}
+	}
+	held, err := s.dra().Hold(t.Context(), claim, place("5f0c-m", "6", "2g.20gb", 2, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held[0].Grant.Devices[0].MIG == (node.MIGUUID{}) || instances(6) != 1 {
+		t.Errorf("granted %+v; GPU 6 has %d instances", held[0].Grant.Devices, instances(6))
+	}
+	for key, want := range map[string]struct {
+		asks []ledger.Ask
+		err  string
+	}{
+		"overlap": {place("x-1", "6", "3g.40gb", 0, 4), "GPU 6 has 2g.20gb at slice 2 in its place"},
+		"foreign": {place("x-2", "7", "1g.10gb", 0, 1), "which Kerf did not make"},
+	} {
+		if _, err := s.dra().Hold(t.Context(), ledger.Owner{UID: "x"}, want.asks); err == nil || !strings.Contains(err.Error(), want.err) {
+			t.Errorf("%s: %v, want %q", key, err, want.err)
+		}
+	}
+	s.restart()
+	again, err := s.dra().Hold(t.Context(), claim, place("5f0c-m", "6", "2g.20gb", 2, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(held, again); diff != "" || instances(6) != 1 {
+		t.Errorf("%d instances; prepared again after a restart:\n%s", instances(6), diff)
+	}
+	if err := s.dra().Drop(t.Context(), claim.UID); err != nil {
+		t.Fatal(err)
+	}
+	if instances(6) != 0 || instances(7) != 3 {
+		t.Errorf("GPU 6 has %d instances, GPU 7 %d of 3", instances(6), instances(7))
+	}
+	s.want(0, 0, 0)
 }

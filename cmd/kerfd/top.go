@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -36,14 +37,19 @@ func (g *grants) state(uid int) control.State {
 	return s
 }
 
-// inside are the containers that a share was given to. Those of door run are none.
+// inside are the containers that have a share, less those that have ended since: these are forgotten.
 func (g *grants) inside(e ledger.Entry) (containers []control.Container) {
-	bindings, err := hook.Bindings(arbiter.Directory(g.config.sharesDir(), e.ID))
+	pages := arbiter.Directory(g.config.sharesDir(), e.ID)
+	bindings, err := hook.Bindings(pages)
+	for _, b := range bindings {
+		if (arbiter.Process{PID: b.PID, Start: b.Start}).Gone() {
+			err = errors.Join(err, hook.Unbind(pages, b.ID))
+			continue
+		}
+		containers = append(containers, control.Container{Namespace: b.Namespace, Pod: b.Pod, Name: b.Container, ID: b.ID})
+	}
 	if err != nil {
 		g.log.Debug("cannot read which containers have a share", "share", e.ID, "error", err)
-	}
-	for _, b := range bindings {
-		containers = append(containers, control.Container{Namespace: b.Namespace, Pod: b.Pod, Name: b.Container, ID: b.ID})
 	}
 	return containers
 }
