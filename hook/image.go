@@ -174,11 +174,14 @@ func isLibrary(name string) bool {
 	return slices.ContainsFunc(libraries, func(l string) bool { return name == l || strings.HasPrefix(name, l+".") })
 }
 
-// taken are the files of a directory that have the name of one of the libraries, whatever its version.
+// taken are the files of a directory that a loader would take for one of the libraries. What they are links to is covered with them;
+// the directory is not read, which may have thousands of files.
 func (r *root) taken(dir string) (found []string) {
-	for _, name := range r.list(dir) {
-		if p := path.Join(dir, name); isLibrary(name) && r.isFile(p) {
-			found = append(found, p)
+	for _, l := range libraries {
+		for _, name := range []string{l + ".1", l} {
+			if p := path.Join(dir, name); r.isFile(p) {
+				found = append(found, p)
+			}
 		}
 	}
 	return found

@@ -62,7 +62,7 @@ func hostFile(name string) file {
 	if err := unix.Stat(name, &st); err != nil {
 		return file{}
 	}
-	return file{dev: uint64(st.Dev), ino: st.Ino}
+	return file{dev: st.Dev, ino: st.Ino}
 }
 
 // onlyShares: the container sees no other container's share. The shims take every share that they find.

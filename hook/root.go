@@ -72,7 +72,7 @@ func statFD(fd int) (file, os.FileMode, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		mode |= os.ModeIrregular
 	}
-	return file{dev: uint64(st.Dev), ino: st.Ino}, mode, nil
+	return file{dev: st.Dev, ino: st.Ino}, mode, nil
 }
 
 // maxRead bounds what is read of an image.

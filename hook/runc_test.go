@@ -356,6 +356,15 @@ func TestContainer(t *testing.T) {
 			b.link(m.dir+"/victim", "/etc/ld.so.cache")
 			b.link("../../../../../../../../../../"+m.dir, "/etc/ld.so.conf.d")
 		}, nil},
+		{"/etc is a volume", func(b *bundle) {
+			b.file("/etc/ld.so.conf", "")
+			b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/etc", Type: "bind", Source: b.path("etc"), Options: []string{"rbind"}})
+		}, nil},
+		{"a volume with a driver", func(b *bundle) {
+			own(b, "../volume/libcuda.so.1")
+			b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/usr/local/nvidia/lib64", Type: "bind", Source: filepath.Join(b.dir, "volume"), Options: []string{"rbind", "rprivate"}})
+			b.spec.Process.Env = append(b.spec.Process.Env, "LD_LIBRARY_PATH=/usr/local/nvidia/lib64")
+		}, nil},
 		{"/run is a link", func(b *bundle) { b.mkdir("/var/run"); b.link("var/run", "/run") }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -416,6 +425,11 @@ func TestContainerRefused(t *testing.T) {
 			b.file("/lib/ld-musl-x86_64.so.1", "musl")
 			b.file("/lib64/ld-linux-x86-64.so.2", "gcompat")
 		}, want: "is a compatibility layer"},
+		{name: "a shared volume with a driver", image: func(b *bundle) {
+			b.copy(filepath.Join(m.sim.Root, "usr/lib/x86_64-linux-gnu/libcuda.so.1"), "../volume/libcuda.so.1")
+			b.spec.Linux.RootfsPropagation = "rshared"
+			b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/usr/local/nvidia/lib64", Type: "bind", Source: filepath.Join(b.dir, "volume"), Options: []string{"rbind", "rshared"}})
+		}, want: "mountPropagation Bidirectional"},
 		{name: "no loader", image: func(b *bundle) { b.remove("/lib64") }, want: "the image has no loader /lib64/ld-linux-x86-64.so.2"},
 		{name: "shadowing mount", after: func(b *bundle) {
 			b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/run/kerf/lib", Type: "tmpfs", Source: "tmpfs"})

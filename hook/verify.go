@@ -2,6 +2,7 @@ package hook
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -49,12 +50,21 @@ func verifyRuntime(spec *specs.Spec, _ []Share) error {
 	return nil
 }
 
+// maxShares is what the shims take.
+const maxShares = 16
+
 func verifyKinds(_ *specs.Spec, shares []Share) error {
-	if slices.ContainsFunc(shares, isAdmin) && !slices.ContainsFunc(shares, func(s Share) bool { return !s.Admin }) {
-		return nil
+	admins := 0
+	for _, s := range shares {
+		if s.Admin {
+			admins++
+		}
 	}
-	if slices.ContainsFunc(shares, isAdmin) {
-		return fmt.Errorf("the container has a claim with admin access beside a share: monitoring sees whole GPUs, and a share must not; put them in two containers")
+	switch {
+	case admins > 0 && admins < len(shares):
+		return errors.New("the container has a claim with admin access beside a share: monitoring sees whole GPUs, and a share must not; put them in two containers")
+	case admins == 0 && len(shares) > maxShares:
+		return fmt.Errorf("the container has %d shares, and %d are the most; divide them among containers, or claim larger ones", len(shares), maxShares)
 	}
 	return nil
 }
@@ -164,7 +174,7 @@ func within(p, dir string) bool {
 // verifyNodes: the granted GPUs' device nodes are there, and no other GPU's.
 func verifyNodes(spec *specs.Spec, shares []Share) error {
 	if spec.Linux == nil {
-		return fmt.Errorf("the container is not a Linux container")
+		return errors.New("the container is not a Linux container")
 	}
 	granted := grantedNodes(shares)
 	var missing []string
@@ -236,7 +246,7 @@ func verifyRules(spec *specs.Spec, shares []Share) error {
 	}
 	switch {
 	case all:
-		return fmt.Errorf("the container may open every device (privileged: true?), so every GPU, whatever its share; take the privilege away, or monitor with a claim that has adminAccess")
+		return errors.New("the container may open every device (privileged: true?), so every GPU, whatever its share; take the privilege away, or monitor with a claim that has adminAccess")
 	case one != "":
 		return fmt.Errorf("the container may open %s, which belongs to no share of it; take out what allows it", one)
 	}

@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -92,6 +93,7 @@ func TestVerify(t *testing.T) {
 		{"privileged monitoring", []Share{adminShare()}, privileged, ""},
 
 		{"monitoring beside a share", []Share{adminShare(), realShare(a, "/dev/nvidia0")}, nil, "put them in two containers"},
+		{"too many shares", slices.Repeat([]Share{simulatedShare(a)}, 17), nil, "has 17 shares, and 16 are the most"},
 		{"Kata", []Share{simulatedShare(a)}, func(s *specs.Spec) {
 			s.Annotations = map[string]string{"io.katacontainers.pkg.oci.container_type": "x"}
 		}, "Kata Containers"},

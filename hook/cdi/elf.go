@@ -22,7 +22,7 @@ func soname(file string) (string, error) {
 	}
 	names, err := f.DynString(elf.DT_SONAME)
 	if err != nil || len(names) == 0 {
-		return "", nil //nolint:nilerr // a library without a dynamic section is opened by its path, or not at all
+		return "", nil // without a dynamic section it is opened by its path, or not at all
 	}
 	return names[0], nil
 }
