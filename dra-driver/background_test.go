@@ -343,6 +343,8 @@ func TestHealthIsSentAgain(t *testing.T) {
 		var loop sync.WaitGroup
 		loop.Go(func() { _ = d.WatchHealthStatus(ctx, reports) })
 		first, start := <-reports, time.Now()
+		d.changed.fire() // a share more: no news of health
+		synctest.Wait()
 		k.shares.change(4, func(c *Card) { c.UUID = node.UUID{9} }) // another card in its place
 		second := <-reports
 		if waited := time.Since(start); waited != healthInterval {

@@ -52,7 +52,6 @@ func (c Config) dataDir() string     { return filepath.Join(c.KubeletDir, "plugi
 type Driver struct {
 	config     Config
 	metrics    metrics
-	locks      keyedLock
 	status     *statuses
 	changed    broadcast
 	registered atomic.Bool
@@ -120,7 +119,7 @@ func (d *Driver) options() []kubeletplugin.Option {
 		kubeletplugin.KubeClient(d.config.Client),
 		kubeletplugin.RegistrarDirectoryPath(d.config.registryDir()),
 		kubeletplugin.PluginDataDirectoryPath(d.config.dataDir()),
-		kubeletplugin.Serialize(false), // claims have locks of their own
+		kubeletplugin.Serialize(false), // Shares has locks of its own
 		kubeletplugin.GRPCVerbosity(-1),
 		kubeletplugin.GRPCInterceptor(d.watchRegistration),
 		kubeletplugin.GRPCInterceptor(d.recoverCall),

@@ -3,6 +3,7 @@ package dra
 import (
 	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,20 +26,32 @@ type seen struct {
 func (d *Driver) WatchHealthStatus(ctx context.Context, reports chan<- kubeletplugin.DeviceHealthReport) error {
 	ticker := time.NewTicker(healthInterval)
 	defer ticker.Stop()
-	for {
+	var last []kubeletplugin.DeviceHealth
+	for due := true; ; { // each new share is a change of the cards, and seldom one of their health
 		changed := d.changed.wait()
-		select {
-		case <-ctx.Done():
-			return nil
-		case reports <- d.health(time.Now()):
+		report := d.health(time.Now())
+		if due || !slices.EqualFunc(last, report.Devices, sameHealth) {
+			select {
+			case <-ctx.Done():
+				return nil
+			case reports <- report:
+				last = report.Devices
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+			due = true
 		case <-changed:
+			due = false
 		}
 	}
+}
+
+func sameHealth(a, b kubeletplugin.DeviceHealth) bool {
+	a.LastUpdated = b.LastUpdated
+	return a == b
 }
 
 // health is the health of all devices.
@@ -86,10 +99,10 @@ func healthOf(c Card) (kubeletplugin.HealthStatus, string) {
 	switch {
 	case fault.Lost, fault.Recovery != node.RecoveryNone, fault.RemapFailure:
 		return kubeletplugin.HealthStatusUnhealthy, cmp.Or(c.Share.Fault, fault.String())
+	case fault.RemapPending:
+		return kubeletplugin.HealthStatusHealthy, fault.String() + ": nothing new is granted before a reset, and what runs is safe"
 	case c.Share.Fault != "":
 		return kubeletplugin.HealthStatusUnknown, c.Share.Fault
-	case fault.RemapPending:
-		return kubeletplugin.HealthStatusHealthy, fault.String() + ": what runs is safe"
 	}
 	return kubeletplugin.HealthStatusHealthy, ""
 }

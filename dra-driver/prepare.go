@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	resourceapi "k8s.io/api/resource/v1"
@@ -14,7 +13,8 @@ import (
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
 
-// Shares is what this driver needs of the node: shares, by owner. It is safe for use by several goroutines.
+// Shares is what this driver needs of the node: shares, by owner. It is safe for use by several goroutines, for the same owner too:
+// two pods may share a claim, and kubelet prepares pods side by side.
 type Shares interface {
 	// Hold takes all asks of an owner or none, puts the shares in force and writes their CDI specs. Convergent: asked again
 	// it gives the same shares, and makes anew what was lost. What does not fit a card is refused, whatever the scheduler said.
@@ -46,7 +46,6 @@ func (d *Driver) PrepareResourceClaims(ctx context.Context, claims []*resourceap
 
 func (d *Driver) prepare(ctx context.Context, claim *resourceapi.ResourceClaim) (devices []kubeletplugin.Device, err error) {
 	defer d.recovered("prepare", &devices, &err)
-	defer d.locks.lock(string(claim.UID))()
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("the time for this was over before its turn: %w; kubelet asks again", err)
 	}
@@ -114,7 +113,6 @@ func (d *Driver) UnprepareResourceClaims(ctx context.Context, claims []kubeletpl
 
 func (d *Driver) unprepare(ctx context.Context, uid string) (err error) {
 	defer d.recovered("unprepare", nil, &err)
-	defer d.locks.lock(uid)()
 	d.status.forget(uid)
 	return d.config.Shares.Drop(ctx, uid)
 }
@@ -136,39 +134,4 @@ func (d *Driver) recovered(verb string, devices *[]kubeletplugin.Device, err *er
 func (d *Driver) failed(kind string, err error) error {
 	d.metrics.errors.WithLabelValues(kind).Inc()
 	return err
-}
-
-// keyedLock is a lock for each key in use. Two pods may share a claim, and kubelet prepares pods side by side.
-type keyedLock struct {
-	mu   sync.Mutex
-	held map[string]*waiters
-}
-
-type waiters struct {
-	sync.Mutex
-	count int
-}
-
-// lock returns what unlocks.
-func (k *keyedLock) lock(key string) func() {
-	k.mu.Lock()
-	w := k.held[key]
-	if w == nil {
-		w = &waiters{}
-		if k.held == nil {
-			k.held = make(map[string]*waiters)
-		}
-		k.held[key] = w
-	}
-	w.count++
-	k.mu.Unlock()
-	w.Lock()
-	return func() {
-		w.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if w.count--; w.count == 0 {
-			delete(k.held, key)
-		}
-	}
 }
