@@ -120,7 +120,6 @@ func (d *Driver) options() []kubeletplugin.Option {
 		kubeletplugin.RegistrarDirectoryPath(d.config.registryDir()),
 		kubeletplugin.PluginDataDirectoryPath(d.config.dataDir()),
 		kubeletplugin.Serialize(false), // Shares has locks of its own
-		kubeletplugin.GRPCVerbosity(-1),
 		kubeletplugin.GRPCInterceptor(d.watchRegistration),
 		kubeletplugin.GRPCInterceptor(d.recoverCall),
 		kubeletplugin.RollingUpdate(types.UID(d.config.PodUID)),
