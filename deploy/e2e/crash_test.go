@@ -260,14 +260,11 @@ func testModeChange(s *scene) {
 	s.slice("waits", want{class: "gpu-overcommit", memory: "100Gi"}.on(gpu.uuid), look())
 	s.unschedulable("waits")
 	s.undisturbed("holds")
-	s.delete("holds")
 	s.awaitCard(gpu.device, "the new mode", soon, func(c card) bool {
 		return c.mode == "overcommit" && len(c.taints) == 0 && c.memory > c.physical && c.overcommit == 200
 	})
 	s.ended("waits")
 	s.sees("waits", "", 100*gi)
-	s.delete("waits")
-	s.gone("waits")
 	s.configure()
 	s.awaitCard(gpu.device, "the old mode", soon, func(c card) bool { return c.mode == "vgpu" && len(c.taints) == 0 })
 }

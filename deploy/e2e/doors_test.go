@@ -50,6 +50,7 @@ func testDevicePlugin(s *scene) {
 	for name, slices := range map[string]int{"one": 1, "four": 4} {
 		s.create(newPod(name, always(), slicesOf(slices)))
 		s.running(name)
+		s.eventually(name, "", "look")
 		s.sees(name, "", uint64(slices)*sliceMemory)
 	}
 	s.create(newPod("hog", hog("--limit", "20Gi"), slicesOf(2)))

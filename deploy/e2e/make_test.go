@@ -178,6 +178,9 @@ func hog(args ...string) []string   { return append([]string{"hog", "--json"}, a
 // always is a look that works until it is stopped.
 func always() []string { return look("--seconds", "100000") }
 
+// lookAndStay holds no memory afterwards, and lives on whatever others in its share take.
+func lookAndStay() []string { return []string{"/bin/sh", "-c", "look --json && sleep 100000"} }
+
 // slice makes a pod with a slice of its own.
 func (s *scene) slice(name string, w want, command []string, options ...podOption) *corev1.Pod {
 	s.Helper()

@@ -31,6 +31,7 @@ var examples = map[string]string{
 	"exclusive.yaml":          "here",
 	"extended-resource.yaml":  "here",
 	"one-claim-two-pods.yaml": "here",
+	"cap.yaml":                "here",
 	"burst.yaml":              "stage overcommit",
 	"overcommit.yaml":         "stage overcommit",
 	"mig.yaml":                "stage mig: the profile that it names is an H200's",
@@ -44,7 +45,7 @@ var examples = map[string]string{
 // limitOf is what a pod of an example must see, in bytes; of the others only the success counts.
 var limitOf = map[string]uint64{
 	"share-a": 30 * gi, "share-b": 80 * gi, "split-half": 40 * gi, "split-third": 24 * gi, "split-fifth": 12 * gi, "split-rest": gi,
-	"exclusive": 30 * gi, "pair-a": 20 * gi, "pair-b": 20 * gi, "slices": 20 * gi, "over-a": 100 * gi, "over-b": 100 * gi, "hami": 8000 * mi,
+	"exclusive": 30 * gi, "pair-a": 20 * gi, "pair-b": 20 * gi, "slices": 20 * gi, "over-a": 100 * gi, "over-b": 100 * gi, "burst": 40 * gi, "capped": 10 * gi, "hami": 8000 * mi,
 }
 
 // testExamples runs the files that are for this stage, and sees that none is forgotten.
@@ -100,12 +101,15 @@ func testOvercommit(s *scene) {
 		}
 	}
 	s.runExample("overcommit.yaml")
+	s.runExample("burst.yaml")
 	gpu := s.cards()[0]
 	over := want{class: "gpu-overcommit", memory: "100Gi", cores: "10"}.on(gpu.uuid)
 	s.slice("a", over, always())
 	s.slice("b", over, always())
 	s.running("a")
 	s.running("b")
+	s.eventually("a", "", "look")
+	s.eventually("b", "", "look")
 	s.sees("a", "", 100*gi)
 	s.sees("b", "", 100*gi)
 	s.slice("c", over, look())
@@ -147,6 +151,7 @@ func testMIG(s *scene) {
 	}
 	s.slice("seventh", want{class: "gpu-mig", selector: profile("1g.10gb")}, always())
 	s.running("seventh")
+	s.eventually("seventh", "", "look")
 	first := s.allocation("seventh")[0]
 	one := s.report("seventh", "", "look")[0]
 	if one.Count != 1 || one.Total > 10*gi || one.Total < 8*gi || one.NVMLCount != 1 {
@@ -162,7 +167,6 @@ func testMIG(s *scene) {
 	s.slice("hog", want{class: "gpu-mig", selector: profile("2g.20gb")}, hog("--class", "linear"))
 	s.ended("hog")
 	s.undisturbed("seventh")
-	s.delete("seventh")
 	s.ended("same-card") // the instance went with its share
 	s.measured("%d placements in %d slices; a seventh has %.2f GiB", len(published), s.countSlices(), float64(one.Total)/float64(gi))
 }
@@ -177,9 +181,10 @@ func (s *scene) countSlices() int {
 
 // testPrioritizedList: A100 for training, A6000 for inference.
 func testPrioritizedList(s *scene) {
-	names := s.apply(s.example("prioritized-list.yaml"))
+	// They stay: a claim goes when its pod has ended.
+	names := s.apply(strings.ReplaceAll(s.example("prioritized-list.yaml"), `"2", --json]`, `"100000", --json]`))
 	for _, pod := range names {
-		s.ended(pod)
+		s.running(pod)
 	}
 	products := map[string]string{}
 	for _, c := range s.cards() {
@@ -192,13 +197,16 @@ func testPrioritizedList(s *scene) {
 		}
 	}
 	// Where both A100 are full, training gets the A6000.
+	for _, pod := range names {
+		s.stop(pod)
+		s.ended(pod)
+	}
 	for i := range 2 {
 		s.slice(fmt.Sprintf("full-%d", i), want{class: "gpu-a100"}, always())
 		s.running(fmt.Sprintf("full-%d", i))
 	}
-	second := newPod("training-2", look(), fromTemplate("training"))
-	s.create(second)
-	s.ended("training-2")
+	s.create(newPod("training-2", lookAndStay(), fromTemplate("training")))
+	s.running("training-2")
 	var result resourceapi.DeviceRequestAllocationResult
 	if results := s.allocation("training-2"); len(results) == 1 {
 		result = results[0]

@@ -45,7 +45,8 @@ func (s *scene) undisturbed(pod string) said {
 			s.Errorf("pod %s: container %s was restarted %d times", pod, c.Name, c.RestartCount)
 		}
 	}
-	one := s.report(pod, "", "report")[0]
+	reports := s.report(pod, "", "report")
+	one := reports[len(reports)-1]
 	if one.Wrong != 0 || one.Beats+one.Steps == 0 {
 		s.Errorf("pod %s: its report is %+v, want work and no wrong data", pod, one)
 	}
@@ -84,16 +85,18 @@ func (s *scene) allocation(pod string) (results []resourceapi.DeviceRequestAlloc
 func testShareOneGPU(s *scene) {
 	gpu := s.cards()[0]
 	s.slice("a", shared("30Gi", "40").on(gpu.uuid), always())
-	s.slice("b", shared("80Gi", "60").on(gpu.uuid), hog("--limit", "80Gi"))
+	s.slice("b", shared("80Gi", "60").on(gpu.uuid), []string{"/bin/sh", "-c", "hog --json --limit 80Gi && exec look --json --seconds 100000"})
 	s.running("a")
-	s.ended("b")
+	s.running("b")
+	s.eventually("a", "", "look")
+	s.eventually("b", "", "report")
 	one := s.sees("a", "", 30*gi)
 	if !strings.HasPrefix(one.UUID, "GPU-") {
 		s.Errorf("the GPU of a is called %s", one.UUID)
 	}
 	s.refused("b", 80*gi)
 
-	// b has ended, but keeps its claim until it is deleted: there is no more time, and no more memory.
+	// There is no more time, and not that much memory.
 	for name, w := range map[string]want{"no-memory": shared("40Gi", "0"), "no-cores": shared("1Gi", "1")} {
 		s.slice(name, w.on(gpu.uuid), look())
 	}
@@ -106,7 +109,7 @@ func testShareOneGPU(s *scene) {
 	s.ended("fits")
 	s.sees("fits", "", 20*gi)
 
-	s.delete("b") // then there is room
+	s.undisturbed("b") // its claim goes with its end: then there is room
 	s.ended("no-memory")
 	s.sees("no-memory", "", 40*gi)
 	quiet := s.undisturbed("a")
@@ -118,6 +121,7 @@ func testWholeGPU(s *scene) {
 	gpu := s.cards()[1]
 	s.slice("whole", want{class: "gpu"}.on(gpu.uuid), always())
 	s.running("whole")
+	s.eventually("whole", "", "look")
 	s.sees("whole", "", uint64(gpu.memory))
 	s.slice("other", shared("64Mi", "0").on(gpu.uuid), look())
 	s.unschedulable("other")
@@ -126,8 +130,9 @@ func testWholeGPU(s *scene) {
 
 // testExtendedResource: a GPU as it was always written.
 func testExtendedResource(s *scene) {
-	s.create(newPod("extended", look(), limits(map[corev1.ResourceName]string{"kerf.dev/gpu": "1"})))
-	s.ended("extended")
+	s.create(newPod("extended", lookAndStay(), limits(map[corev1.ResourceName]string{"kerf.dev/gpu": "1"})))
+	s.running("extended")
+	s.eventually("extended", "", "look")
 	s.sees("extended", "", uint64(s.cards()[0].memory))
 	results := s.allocation("extended")
 	if len(results) != 1 {
@@ -145,11 +150,11 @@ func testExclusive(s *scene) {
 	alone.tenants = "32"
 	s.slice("alone", alone, always())
 	s.running("alone")
+	s.eventually("alone", "", "look")
 	s.sees("alone", "", 30*gi)
 	s.slice("other", shared("1Gi", "0").on(gpu.uuid), look())
 	s.unschedulable("other")
 	s.undisturbed("alone")
-	s.delete("alone")
 	s.ended("other")
 }
 
