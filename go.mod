@@ -18,6 +18,7 @@ require (
 	k8s.io/apimachinery v0.37.2 // quantities, and objects' metadata
 	k8s.io/apiserver v0.37.2 // tests: the CEL of our admission policies, evaluated as the API server does
 	k8s.io/client-go v0.37.2 // the API server: claims, slices, templates
+	k8s.io/cri-api v0.37.2 // bench: when the container runtime made what of a pod
 	k8s.io/dynamic-resource-allocation v0.37.2 // the kubelet side of a DRA driver; its allocator is the oracle in tests
 	k8s.io/kubelet v0.37.2 // kubelet's device plugin and pod resources protocols
 	sigs.k8s.io/yaml v1.6.0 // Kubernetes objects as YAML
