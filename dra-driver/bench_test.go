@@ -69,6 +69,31 @@ func round(b *testing.B, d *Driver, n int) []time.Duration {
 	return took
 }
 
+// BenchmarkCall is a whole call of kubelet, over its socket and with a claim fetched from an API server that takes no time: what the
+// library costs, and what its files for the workload cost.
+func BenchmarkCall(b *testing.B) {
+	for _, metadata := range []bool{false, true} {
+		b.Run(fmt.Sprintf("metadata %v", metadata), func(b *testing.B) {
+			k := newKubelet(b)
+			if dir, err := os.MkdirTemp("/dev/shm", "ledger"); err == nil {
+				b.Cleanup(func() { _ = os.RemoveAll(dir) })
+				k.shares = newShares(b, dir)
+			}
+			config := k.config()
+			if metadata {
+				config.CDIDir = b.TempDir()
+			}
+			k.start(config)
+			claim := k.allocate(simple("u1", "s", "1Gi"))
+			for b.Loop() {
+				if _, problem := k.prepared(claim); problem != "" {
+					b.Fatal(problem)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkSlices is what one look at the cards costs.
 func BenchmarkSlices(b *testing.B) {
 	cards := simulated(b, "h200x8")

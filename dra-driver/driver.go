@@ -12,10 +12,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	metadata "k8s.io/dynamic-resource-allocation/api/metadata/v1beta1"
 	"k8s.io/dynamic-resource-allocation/kubeletplugin"
 	"k8s.io/dynamic-resource-allocation/resourceslice"
 )
@@ -125,8 +123,7 @@ func (d *Driver) options() []kubeletplugin.Option {
 		kubeletplugin.RollingUpdate(types.UID(d.config.PodUID)),
 	}
 	if d.config.CDIDir != "" {
-		options = append(options, kubeletplugin.EnableDeviceMetadata(true, []schema.GroupVersion{metadata.SchemeGroupVersion}),
-			kubeletplugin.CDIDirectory(d.config.CDIDir))
+		options = append(options, metadataOptions(d.config.CDIDir)...)
 	}
 	return options
 }
