@@ -64,7 +64,8 @@ func (p *Plugin) hold(ctx context.Context, part part) (cdi, uid string, err erro
 		return "", "", fmt.Errorf("slices %s: %w", owner.Name, err)
 	}
 	if len(held) != 1 || held[0].CDI == "" {
-		return "", "", errors.Join(fmt.Errorf("slices %s: %d shares without a CDI device came back for one that was asked", owner.Name, len(held)), p.dropAll([]string{uid}))
+		return "", "", errors.Join(
+			fmt.Errorf("slices %s: %d shares without a CDI device came back for one that was asked", owner.Name, len(held)), p.dropAll([]string{uid}))
 	}
 	return held[0].CDI, uid, nil
 }

@@ -85,7 +85,8 @@ func (p *Plugin) inUse(ctx context.Context, kubelet podresources.PodResourcesLis
 		return nil, fmt.Errorf("ask kubelet which slices are in use: %w; until it answers, no share ends but by its slices being given out again", err)
 	}
 	if len(list.GetPodResources()) == 0 {
-		return nil, errors.New("kubelet lists no pod at all, not even kerfd's own: it has not heard from the API server since it started; no share is ended on such a list")
+		return nil, errors.New("kubelet lists no pod at all, " +
+			"not even kerfd's own: it has not heard from the API server since it started; no share is ended on such a list")
 	}
 	used := map[string]bool{}
 	for _, pod := range list.GetPodResources() {

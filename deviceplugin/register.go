@@ -82,7 +82,8 @@ func (p *Plugin) converge(ctx context.Context, e *endpoint) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		e.registered = nil
-		return fmt.Errorf("register %s: kubelet is not there (no %s); it is waited for. If this node's kubelet has another directory, set kubernetes.kubeletDir", p.options.Resource, socket)
+		return fmt.Errorf("register %s: kubelet is not there (no %s); it is waited for. "+
+			"If this node's kubelet has another directory, set kubernetes.kubeletDir", p.options.Resource, socket)
 	case err != nil:
 		return fmt.Errorf("register %s: %w", p.options.Resource, err)
 	}

@@ -141,7 +141,8 @@ func divide(ids []string, cut []Slice) ([]part, error) {
 	for _, id := range slices.Sorted(slices.Values(ids)) {
 		gpu, known := gpuOf[id]
 		if !known {
-			return nil, fmt.Errorf("slice %q: not one of the %d of this node; its card went away or the size of slices was changed: delete the pod, its next one gets others", id, len(cut))
+			return nil, fmt.Errorf("slice %q: not one of the %d of this node; "+
+				"its card went away or the size of slices was changed: delete the pod, its next one gets others", id, len(cut))
 		}
 		p := parts[cardOf(id)]
 		if slices.Contains(p.ids, id) {

@@ -10,6 +10,7 @@ import (
 	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/kerf-gpu/kerf/dra-driver"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
@@ -18,7 +19,7 @@ import (
 const (
 	classWhole  = "gpu"        // all memory of a card
 	classShared = "gpu-shared" // an amount of it
-	driverName  = "gpu.kerf.dev"
+	driverName  = dra.DriverName
 
 	attributeUUID = resourceapi.FullyQualifiedName(driverName + "/uuid")
 	attributeNUMA = resourceapi.FullyQualifiedName("resource.kubernetes.io/numaNode")
@@ -55,7 +56,8 @@ func Convert(pod *corev1.Pod, options Options) (Conversion, error) {
 		return Conversion{Patch: patch, Warnings: warnings}, nil
 	}
 	if pod.Spec.NodeName != "" {
-		return Conversion{}, fmt.Errorf("spec.nodeName %q: a pod that goes around the scheduler gets no GPU; use nodeSelector kubernetes.io/hostname", clip(pod.Spec.NodeName))
+		return Conversion{},
+			fmt.Errorf("spec.nodeName %q: a pod that goes around the scheduler gets no GPU; use nodeSelector kubernetes.io/hostname", clip(pod.Spec.NodeName))
 	}
 	chosen, err := readChoice(pod.Annotations)
 	if err != nil {

@@ -49,7 +49,8 @@ func readWant(c corev1.Container) (w want, asks bool, warnings []string, err err
 		}
 	}
 	if _, found := amounts[resourcePrio]; found {
-		warnings = append(warnings, fmt.Sprintf("container %q: %s is not taken over; a claim's class says who gives way (see migrate-from-hami)", c.Name, resourcePrio))
+		warnings = append(warnings,
+			fmt.Sprintf("container %q: %s is not taken over; a claim's class says who gives way (see migrate-from-hami)", c.Name, resourcePrio))
 		delete(amounts, resourcePrio)
 	}
 	gpus, counted := amounts[resourceGPU]
@@ -116,13 +117,15 @@ func clip(s string) string {
 }
 
 // hamiVariables are environment variables that steer HAMi's library in the container, and nothing here.
-var hamiVariables = []string{"CUDA_DISABLE_CONTROL", "CUDA_DEVICE_MEMORY_LIMIT", "CUDA_DEVICE_SM_LIMIT", "CUDA_OVERSUBSCRIBE", "GPU_CORE_UTILIZATION_POLICY", "CUDA_TASK_PRIORITY", "ACTIVE_OOM_KILLER"}
+var hamiVariables = []string{"CUDA_DISABLE_CONTROL", "CUDA_DEVICE_MEMORY_LIMIT", "CUDA_DEVICE_SM_LIMIT", "CUDA_OVERSUBSCRIBE",
+	"GPU_CORE_UTILIZATION_POLICY", "CUDA_TASK_PRIORITY", "ACTIVE_OOM_KILLER"}
 
 func environmentWarnings(c corev1.Container) (warnings []string) {
 	for _, e := range c.Env {
 		for _, name := range hamiVariables {
 			if e.Name == name || strings.HasPrefix(e.Name, name+"_") {
-				warnings = append(warnings, fmt.Sprintf("container %q: variable %s is HAMi's and has no effect; limits are outside the container's reach", c.Name, clip(e.Name)))
+				warnings = append(warnings,
+					fmt.Sprintf("container %q: variable %s is HAMi's and has no effect; limits are outside the container's reach", c.Name, clip(e.Name)))
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"runtime/debug"
+	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -75,7 +76,7 @@ func readReview(r *http.Request) (*admissionv1.AdmissionRequest, error) {
 
 func allowed(warnings ...string) *admissionv1.AdmissionResponse {
 	for i, w := range warnings {
-		warnings[i] = w[:min(len(w), 250)] // the API server cuts longer ones
+		warnings[i] = strings.ToValidUTF8(w[:min(len(w), 250)], "") // the API server cuts longer ones
 	}
 	return &admissionv1.AdmissionResponse{Allowed: true, Warnings: warnings}
 }
@@ -83,7 +84,8 @@ func allowed(warnings ...string) *admissionv1.AdmissionResponse {
 func refused(err error) *admissionv1.AdmissionResponse {
 	message := err.Error()
 	return &admissionv1.AdmissionResponse{Result: &metav1.Status{
-		Status: metav1.StatusFailure, Message: message[:min(len(message), maxMessage)], Reason: metav1.StatusReasonInvalid, Code: http.StatusUnprocessableEntity,
+		Status: metav1.StatusFailure, Message: strings.ToValidUTF8(message[:min(len(message), maxMessage)], ""),
+		Reason: metav1.StatusReasonInvalid, Code: http.StatusUnprocessableEntity,
 	}}
 }
 

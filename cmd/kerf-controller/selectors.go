@@ -91,11 +91,13 @@ func readChoice(annotations map[string]string) (c choice, err error) {
 		return choice{}, fmt.Errorf("annotation %s: %w", annotationNUMA, err)
 	}
 	if mode := annotations[annotationMode]; mode != "" && mode != "hami-core" {
-		return choice{}, fmt.Errorf("annotation %s: %q: only hami-core is taken over; for mig write a claim of the class gpu-mig, for mps a ShareConfig with tier: mps", annotationMode, clip(mode))
+		return choice{}, fmt.Errorf("annotation %s: %q: only hami-core is taken over; "+
+			"for mig write a claim of the class gpu-mig, for mps a ShareConfig with tier: mps", annotationMode, clip(mode))
 	}
 	for _, name := range ignoredAnnotations {
 		if _, ok := annotations[name]; ok {
-			c.warnings = append(c.warnings, fmt.Sprintf("annotation %s has no effect: the order of cards is set for a whole node, in kerfd's configuration", name))
+			c.warnings = append(c.warnings,
+				fmt.Sprintf("annotation %s has no effect: the order of cards is set for a whole node, in kerfd's configuration", name))
 		}
 	}
 	return c, nil

@@ -35,10 +35,14 @@ type metrics struct {
 
 func newMetrics(certs *certificates) (*metrics, *prometheus.Registry) {
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kerf_controller_reviews_total", Help: "Admission reviews, by webhook and outcome: allowed, changed, refused, error."}, []string{"webhook", "outcome"}),
-		removed:  prometheus.NewCounter(prometheus.CounterOpts{Name: "kerf_controller_templates_removed_total", Help: "ResourceClaimTemplates that no pod used any more."}),
-		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kerf_controller_failures_total", Help: "Failed rounds of background work: certificates, collection."}, []string{"work"}),
-		expiry: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kerf_controller_certificate_expiry_seconds", Help: "When the certificate in use ends, as Unix time; 0 before there is one."}, func() float64 {
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kerf_controller_reviews_total",
+			Help: "Admission reviews, by webhook and outcome: allowed, changed, refused, error."}, []string{"webhook", "outcome"}),
+		removed: prometheus.NewCounter(prometheus.CounterOpts{Name: "kerf_controller_templates_removed_total",
+			Help: "ResourceClaimTemplates that no pod used any more."}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kerf_controller_failures_total",
+			Help: "Failed rounds of background work: certificates, collection."}, []string{"work"}),
+		expiry: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kerf_controller_certificate_expiry_seconds",
+			Help: "When the certificate in use ends, as Unix time; 0 before there is one."}, func() float64 {
 			if pair := certs.serving.Load(); pair != nil {
 				return float64(pair.Leaf.NotAfter.Unix())
 			}
@@ -71,7 +75,8 @@ func serve(ctx context.Context, f flags, log *slog.Logger) error {
 	certs := &certificates{client: client, namespace: f.namespace, now: time.Now, log: log}
 	m, registry := newMetrics(certs)
 	parts := []func(context.Context) error{
-		listener(&http.Server{Addr: f.listen, Handler: webhooks(client, m, log), TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}}),
+		listener(&http.Server{Addr: f.listen, Handler: webhooks(client, m, log),
+			TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}}),
 		listener(&http.Server{Addr: f.health, Handler: health(certs, registry)}),
 		repeat(refreshEvery, "certificates", m, log, certs.refresh),
 		repeat(collectEvery, "collection", m, log, func(ctx context.Context) error {

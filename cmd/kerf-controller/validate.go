@@ -61,7 +61,7 @@ func validateConfigs(_ *http.Request, request *admissionv1.AdmissionRequest) (*a
 		}
 	}
 	for i, c := range where.list(now) {
-		if c.Opaque == nil || c.Opaque.Driver != dra.DriverName || contains(where.list(before), c) {
+		if c.Opaque == nil || c.Opaque.Driver != driverName || contains(where.list(before), c) {
 			continue
 		}
 		if _, err := dra.DecodeConfig(c.Opaque.Parameters); err != nil {
