@@ -41,6 +41,7 @@ type KubernetesConfig struct {
 	Enabled      bool         `yaml:"enabled"`
 	Kubeconfig   string       `yaml:"kubeconfig"` // empty: the service account's
 	NodeName     string       `yaml:"nodeName"`   // empty: $NODE_NAME
+	PodUID       string       `yaml:"podUID"`     // of kerfd's pod, which tells two apart while one follows the other; empty: $POD_UID
 	KubeletDir   string       `yaml:"kubeletDir"`
 	CDIDir       string       `yaml:"cdiDir"`
 	HostDir      string       `yaml:"hostDir"`    // where containers find Kerf's libraries and its hook
@@ -137,6 +138,7 @@ func (c Config) complete() (Config, error) {
 func (k KubernetesConfig) complete() KubernetesConfig {
 	serve := true
 	k.NodeName = cmp.Or(k.NodeName, os.Getenv("NODE_NAME"))
+	k.PodUID = cmp.Or(k.PodUID, os.Getenv("POD_UID"))
 	k.KubeletDir = cmp.Or(k.KubeletDir, "/var/lib/kubelet")
 	k.CDIDir = cmp.Or(k.CDIDir, "/var/run/cdi")
 	k.HostDir = cmp.Or(k.HostDir, "/var/lib/kerf/host")

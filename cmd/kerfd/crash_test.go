@@ -31,9 +31,27 @@ type daemon struct {
 	t   *testing.T
 	dir string
 	cmd *exec.Cmd
-	log bytes.Buffer
+	log sharedLog
 	// flags besides the simulated node. A zero-cost driver runs no kernel: for tests that want many calls, not right results.
 	flags []string
+}
+
+// sharedLog takes what two kerfds say while one follows the other.
+type sharedLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *sharedLog) Write(text []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(text)
+}
+
+func (l *sharedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func startDaemon(t *testing.T, flags ...string) *daemon {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 	"github.com/kerf-gpu/kerf/vgpu/share"
@@ -24,6 +25,9 @@ type grants struct {
 	log        *slog.Logger
 	changed    *notice // the hardware's too: what the GPUs are, and what is granted where
 	owners     ownerLocks
+
+	life      sync.RWMutex    // held by every call of an owner; taken to retire
+	successor *control.Client // who serves owners now; nil: we do
 
 	mu       sync.Mutex
 	orphaned map[string]bool   // shares without a holder, which wait for their last session

@@ -23,12 +23,16 @@ import (
 // maxRequest bounds what a client may send.
 const maxRequest = 1 << 16
 
+// maxHolding is for what another kerfd sends: a claim has at most 32 results.
+const maxHolding = 1 << 20
+
 // server is the control socket.
 type server struct {
 	grants     *grants
 	config     Config
 	kubernetes *kubernetes
 	metrics    http.Handler
+	succession chan struct{} // gets one when a successor asks
 }
 
 // listen makes the socket. The run directory's lock is held already, so a socket that is there belongs to nobody alive.
@@ -86,6 +90,9 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("DELETE "+control.GrantsPath+"/{id}", s.deleteGrant)
 	mux.HandleFunc("GET "+control.StatePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.grants.state(uidOf(r.Context())), nil) })
 	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.node(r.Context()), nil) })
+	mux.HandleFunc("POST "+control.SuccessionPath, rootOnly(s.postSuccession))
+	mux.HandleFunc("POST "+control.DoorsPath+"/{door}/holds", rootOnly(s.postHold))
+	mux.HandleFunc("DELETE "+control.DoorsPath+"/{door}/holds/{owner}", rootOnly(s.deleteHold))
 	mux.HandleFunc("GET "+control.ReadyPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, struct{}{}, s.kubernetes.ready()) })
 	mux.Handle("GET "+control.MetricsPath, s.metrics)
 	return mux
@@ -126,6 +133,39 @@ func (s *server) deleteGrant(w http.ResponseWriter, r *http.Request) {
 		err = s.grants.release(r.PathValue("id"), holder.UID)
 	}
 	answer(w, struct{}{}, err)
+}
+
+// rootOnly keeps other users out.
+func rootOnly(handler http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if uid := uidOf(r.Context()); uid != 0 && uid != os.Geteuid() {
+			answer(w, nil, fmt.Errorf("user %d: this is for another kerfd, which runs as root", uid))
+			return
+		}
+		handler(w, r)
+	}
+}
+
+func (s *server) postSuccession(w http.ResponseWriter, _ *http.Request) {
+	select {
+	case s.succession <- struct{}{}:
+	default: // asked already
+	}
+	answer(w, struct{}{}, nil)
+}
+
+func (s *server) postHold(w http.ResponseWriter, r *http.Request) {
+	var h control.Holding
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxHolding)).Decode(&h); err != nil {
+		answer(w, nil, fmt.Errorf("hold: %w", err))
+		return
+	}
+	held, err := door{r.PathValue("door"), s.grants}.Hold(r.Context(), h.Owner, h.Asks)
+	answer(w, held, err)
+}
+
+func (s *server) deleteHold(w http.ResponseWriter, r *http.Request) {
+	answer(w, struct{}{}, door{r.PathValue("door"), s.grants}.Drop(r.Context(), r.PathValue("owner")))
 }
 
 // client is who is at the other end of a connection; err is why its process could not be told.

@@ -71,7 +71,7 @@ func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, erro
 		return nil, fmt.Errorf("reach the API server: %w", err)
 	}
 	driver, err := dra.New(dra.Config{
-		NodeName: k.config.NodeName, Client: k.client, KubeletDir: k.config.KubeletDir, CDIDir: k.config.CDIDir,
+		NodeName: k.config.NodeName, PodUID: k.config.PodUID, Client: k.client, KubeletDir: k.config.KubeletDir, CDIDir: k.config.CDIDir,
 		Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Changed: k.grants.changed.listen(), Report: k.report("dra"),
 	})
 	if err != nil {
@@ -115,7 +115,6 @@ func (k *kubernetes) parts() (parts []part) {
 	if k == nil {
 		return nil
 	}
-	parts = append(parts, part{"hooks", func(ctx context.Context) error { return k.grants.containers.serveHooks(ctx, k.grants) }})
 	if k.driver != nil {
 		parts = append(parts, part{"dra driver", k.driver.Run})
 	}

@@ -15,15 +15,13 @@ import (
 )
 
 // door is a way by which owners get shares: ResourceClaims through one, the device plugin through another. The adapters declare
-// what they need of it.
+// what they need of it; see succession.go for what they call.
 type door struct {
 	name   string
 	grants *grants
 }
 
-// Hold takes all that an owner asks or nothing, and puts it in force. It is convergent: asked again it gives the same shares, and
-// makes again what was lost, since /run does not outlive a boot.
-func (d door) Hold(_ context.Context, owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error) {
+func (d door) hold(owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error) {
 	g := d.grants
 	for _, ask := range asks {
 		if ask.Request.Backend == share.BackendNative && !g.hardware.limitsMemory() {
@@ -88,8 +86,7 @@ func (g *grants) divideCard(entry ledger.Entry) (ledger.Entry, error) {
 // dropWithin is how long Drop waits for the last session of a share to be seen to end.
 const dropWithin = 3 * time.Second
 
-// Drop ends all shares of an owner; nil where there are none. It is an error that a process is still in one.
-func (d door) Drop(ctx context.Context, uid string) error {
+func (d door) drop(ctx context.Context, uid string) error {
 	g := d.grants
 	defer g.owners.lock(uid)()
 	entries := g.ledger.Owned(d.name, uid)
@@ -132,8 +129,7 @@ func (g *grants) stillHeld(entry ledger.Entry) error {
 	return fmt.Errorf("share %s: still used by process %s; it ends with the last of them", entry.ID, strings.Join(inside, ", "))
 }
 
-// Owners are all that hold anything through this door.
-func (d door) Owners() (owners []ledger.Owner) {
+func (d door) owners() (owners []ledger.Owner) {
 	for _, entry := range d.grants.ledger.Entries() {
 		if entry.Holder.Door == d.name && !slices.Contains(owners, entry.Holder.Owner) {
 			owners = append(owners, entry.Holder.Owner)

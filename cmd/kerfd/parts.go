@@ -53,6 +53,13 @@ func runParts(ctx context.Context, parts []part) error {
 	return errors.Join(errs...)
 }
 
+// start runs parts beside the caller, and says how they ended.
+func start(ctx context.Context, parts []part) <-chan error {
+	end := make(chan error, 1)
+	go func() { end <- runParts(ctx, parts) }()
+	return end
+}
+
 func errOr(err, other error) error {
 	if err == nil {
 		return other

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
@@ -19,83 +18,137 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// serve builds the parts and runs them until the context ends. Shares stay in force for the next kerfd; where there are
-// none, nothing is left behind.
-func serve(ctx context.Context, c Config, log *slog.Logger) (err error) {
-	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
-		return fmt.Errorf("run directory: %w; kerfd needs to make it: run as root, or name another with --run-dir", err)
-	}
-	lock, err := lockRunDir(c.RunDir)
+// serve runs kerfd until the context ends. It has two groups of parts. The core (hardware, ledger, arbiter, control socket) is one on a
+// node, by the lock of the run directory. The doors for pods stay open after a successor has taken the core over, and lead to it.
+func serve(ctx context.Context, c Config, log *slog.Logger) error {
+	k, err := openCore(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = lock.Close() }()
-	books, corrupt, err := ledger.Open(c.ledgerDir())
-	if err != nil {
-		return fmt.Errorf("%w; is another kerfd running?", err)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	coreCtx, endCore := context.WithCancel(ctx)
+	defer endCore()
+	coreEnd, doorsEnd := start(coreCtx, k.parts()), start(ctx, k.control.kubernetes.parts())
+	select {
+	case <-k.control.succession:
+		k.grants.retire()
+		endCore()
+		err := errors.Join(<-coreEnd, k.close(false))
+		log.Info("another kerfd has taken over; kubelet's calls are passed on to it until this one is stopped")
+		return errors.Join(err, <-doorsEnd)
+	case err = <-coreEnd:
+		cancel()
+		err = errors.Join(err, <-doorsEnd)
+	case err = <-doorsEnd:
+		cancel()
+		err = errors.Join(err, <-coreEnd)
 	}
-	defer func() { err = errors.Join(err, books.Close()) }()
-	defer func() { err = errors.Join(err, tidy(c, books)) }()
+	return errors.Join(err, k.close(true))
+}
+
+// core is what only one kerfd on a node can have.
+type core struct {
+	config   Config
+	lock     *os.File
+	books    *ledger.Ledger
+	hardware *hardware
+	grants   *grants
+	control  *server
+	listener net.Listener
+}
+
+// openCore builds the core from what an earlier kerfd left. After an error nothing is held.
+func openCore(ctx context.Context, c Config, log *slog.Logger) (k *core, err error) {
+	k = &core{config: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, k.close(true))
+		}
+	}()
+	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
+		return nil, fmt.Errorf("run directory: %w; kerfd needs to make it: run as root, or name another with --run-dir", err)
+	}
+	if k.lock, err = succeed(ctx, c, log); err != nil {
+		return nil, err
+	}
+	var corrupt []string
+	if k.books, corrupt, err = ledger.Open(c.ledgerDir()); err != nil {
+		return nil, fmt.Errorf("%w; is another kerfd running?", err)
+	}
 	for _, file := range corrupt {
 		log.Error("a grant's record is damaged and was set aside; its share ends", "file", file)
 	}
-	hardware, err := openHardware(c, log)
-	if err != nil {
-		return err
+	if k.hardware, err = openHardware(c, log); err != nil {
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, hardware.close(len(books.Entries()) == 0)) }()
-
-	g := newGrants(c, hardware, books, log)
-	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: hardware, Notify: g.onEvent, Now: time.Now})
+	g := newGrants(c, k.hardware, k.books, log)
+	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: k.hardware, Notify: g.onEvent, Now: time.Now})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := g.restore(); err != nil {
-		return err
+		return nil, err
 	}
 	metrics := prometheus.NewRegistry()
 	cluster, err := newKubernetes(g, metrics, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	control := &server{grants: g, config: c, kubernetes: cluster, metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})}
-	listener, err := control.listen()
-	if err != nil {
-		return err
+	k.grants = g
+	k.control = &server{
+		grants: g, config: c, kubernetes: cluster, metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
+		succession: make(chan struct{}, 1),
 	}
-	log.Info("kerfd is up", "version", version.Version, "gpus", len(hardware.Node().GPUs), "simulated", hardware.Node().Simulated,
-		"root", hardware.root, "runDir", c.RunDir, "shares", len(books.Entries()))
-	// The arbiter ends after the grants, whose last act needs it.
-	after, endArbiter := context.WithCancel(context.WithoutCancel(ctx))
-	defer endArbiter()
-	return runParts(ctx, append([]part{
-		{"hardware", hardware.Run},
-		{"arbiter", func(context.Context) error { return g.arbiter.Run(after) }},
-		{"grants", func(ctx context.Context) error { defer endArbiter(); return g.Run(ctx) }},
-		{"control", func(ctx context.Context) error { return control.serve(ctx, listener) }},
-	}, cluster.parts()...))
+	if k.listener, err = k.control.listen(); err != nil {
+		return nil, err
+	}
+	n := k.hardware.Node()
+	log.Info("kerfd is up", "version", version.Version, "gpus", len(n.GPUs), "simulated", n.Simulated, "root", k.hardware.root,
+		"runDir", c.RunDir, "shares", len(k.books.Entries()))
+	return k, nil
 }
 
-// lockRunDir makes sure that this kerfd is the only one in its run directory, before anything there is touched. The kernel gives
-// the lock back when the process dies.
-func lockRunDir(dir string) (*os.File, error) {
-	lock, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("run directory: %w", err)
+func (k *core) parts() []part {
+	// The arbiter ends after the grants, whose last act needs it.
+	after, endArbiter := context.WithCancel(context.Background())
+	parts := []part{
+		{"hardware", k.hardware.Run},
+		{"arbiter", func(context.Context) error { return k.grants.arbiter.Run(after) }},
+		{"grants", func(ctx context.Context) error { defer endArbiter(); return k.grants.Run(ctx) }},
+		{"control", func(ctx context.Context) error { return k.control.serve(ctx, k.listener) }},
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("run directory %s: another kerfd serves it (%w); stop that one, or name another directory with --run-dir", dir, err)
+	if k.grants.containers != nil {
+		parts = append(parts, part{"hooks", func(ctx context.Context) error { return k.grants.containers.serveHooks(ctx, k.grants) }})
 	}
-	return lock, nil
+	return parts
+}
+
+// close gives the core back; shares stay in force for the next kerfd. Where there are none, nothing is left behind, unless the next
+// one waits already.
+func (k *core) close(last bool) error {
+	var errs []error
+	if k.books != nil {
+		last = last && len(k.books.Entries()) == 0
+	}
+	if k.hardware != nil {
+		errs = append(errs, k.hardware.close(last))
+	}
+	if k.books != nil && last {
+		errs = append(errs, tidy(k.config))
+	}
+	if k.books != nil {
+		errs = append(errs, k.books.Close())
+	}
+	if k.lock != nil {
+		errs = append(errs, k.lock.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // tidy removes what is empty once nobody holds anything.
-func tidy(c Config, books *ledger.Ledger) error {
+func tidy(c Config) error {
 	_ = os.Remove(control.Socket(c.RunDir)) // the listener has removed it on most ways out
-	if len(books.Entries()) > 0 {
-		return nil
-	}
 	if err := os.RemoveAll(c.sessionsDir()); err != nil {
 		return fmt.Errorf("tidy up: %w", err)
 	}

@@ -10,11 +10,13 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"syscall"
 	"time"
 
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
 
 // Client talks to one kerfd.
@@ -59,6 +61,21 @@ func (c *Client) Node(ctx context.Context) (n Node, err error) {
 // Ready says why pods of this node cannot get slices yet; nil if they can.
 func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, http.MethodGet, ReadyPath, nil, nil)
+}
+
+// Succeed asks the kerfd that serves to let go of the node. It does so after it has answered.
+func (c *Client) Succeed(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, SuccessionPath, nil, nil)
+}
+
+// Hold asks at a door, as its adapter does.
+func (c *Client) Hold(ctx context.Context, door string, owner ledger.Owner, asks []ledger.Ask) (held []ledger.Held, err error) {
+	return held, c.call(ctx, http.MethodPost, DoorsPath+"/"+door+"/holds", Holding{owner, asks}, &held)
+}
+
+// Drop gives back at a door what an owner holds.
+func (c *Client) Drop(ctx context.Context, door, owner string) error {
+	return c.call(ctx, http.MethodDelete, DoorsPath+"/"+door+"/holds/"+url.PathEscape(owner), nil, nil)
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

@@ -28,6 +28,9 @@ const (
 	StatePath  = "/v1/state"  // GET → State
 	NodePath   = "/v1/node"   // GET → Node
 	ReadyPath  = "/v1/ready"  // GET → {}, or why not yet
+	// For the next kerfd and the last one, on a node where one follows the other. Root's only.
+	SuccessionPath = "/v1/succession" // POST: let go of the core
+	DoorsPath      = "/v1/doors"      // POST /v1/doors/NAME/holds Holding → []ledger.Held; DELETE /v1/doors/NAME/holds/OWNER
 	// MetricsPath answers in Prometheus' text format.
 	MetricsPath = "/metrics"
 )
@@ -43,6 +46,12 @@ func Socket(runDir string) string { return filepath.Join(runDir, "kerfd.sock") }
 type GrantRequest struct {
 	share.Request
 	Command string `json:"command"` // shown in kerf top
+}
+
+// Holding is what an owner asks of a door.
+type Holding struct {
+	Owner ledger.Owner `json:"owner"`
+	Asks  []ledger.Ask `json:"asks"`
 }
 
 // Granted is a slice, and what its tenant's view is made from. Paths are the host's.
