@@ -47,10 +47,6 @@ func card(g node.GPU) Card {
 	c := Card{GPU: g, Share: share.GPU{UUID: g.UUID, Index: g.Index, Memory: g.Memory, Mode: share.ModeVGPU}}
 	if g.MIG.Enabled {
 		c.Share.Mode = share.ModeMIG
-		for i, p := range c.MIG.Profiles { // older inventories do not tell the size
-			slice := g.Memory / share.MIGSlices
-			c.MIG.Profiles[i].Size = max(p.Size, int((p.Memory+slice-1)/slice))
-		}
 	}
 	return c
 }
@@ -179,6 +175,23 @@ func TestManyMIGCards(t *testing.T) {
 	want := []string{"8 sets, 0 devices", "8 sets, 0 devices", "0 sets, 64 devices", "0 sets, 64 devices", "0 sets, 64 devices", "0 sets, 64 devices", "0 sets, 64 devices", "0 sets, 16 devices"}
 	if d := cmp.Diff(want, shape); d != "" {
 		t.Error(d)
+	}
+}
+
+// The allocator takes the pool's many slices for one, and gives each card once.
+func TestManyMIGCardsAllocate(t *testing.T) {
+	o := newOracle(t, "none", classLister{{ObjectMeta: metav1.ObjectMeta{Name: "gpu-mig"}}})
+	o.node.Name = "n"
+	o.slices = objectsOf("n", Slices("n", made(16, func(c *Card) { c.MIG.Profiles = a100MIG; mode(share.ModeMIG, 0)(c) }), Options{}))
+	claim := oracleClaim{Class: "gpu-mig", Profile: "7g.80gb"}
+	for i := range 16 {
+		want := []string{fmt.Sprintf("gpu-ca%02x0d00-mig-7g-80gb-0", i)}
+		if d := cmp.Diff(want, o.allocate(t, claim.claim(i))); d != "" {
+			t.Fatal(d)
+		}
+	}
+	if got := o.allocate(t, claim.claim(16)); got != nil {
+		t.Errorf("a seventeenth card: %v", got)
 	}
 }
 
