@@ -56,11 +56,14 @@ func readImage(r *root, env []string) (*Image, error) {
 	image.Default = slices.DeleteFunc(image.Default, func(dir string) bool { return !r.isDir(dir) })
 	image.ConfDir = r.isDir("/etc/ld.so.conf.d")
 	image.Cache = readCache(r)
-	for _, dir := range searched(r, env, image.Default) {
-		image.Taken = append(image.Taken, r.taken(dir)...)
+	dirs := searched(r, env, image.Default)
+	for _, pattern := range slices.Concat(usualDirs, envDirs(env, "CONDA_PREFIX", "/lib", "/cuda-compat")) {
+		dirs = append(dirs, r.glob(pattern)...)
 	}
-	for _, pattern := range append(usualDirs, envDirs(env, "CONDA_PREFIX", "/lib", "/cuda-compat")...) {
-		for _, dir := range r.glob(pattern) {
+	read := make(map[file]bool) // most images have /lib as a link to /usr/lib
+	for _, dir := range dirs {
+		if id, _, err := r.stat(dir); err == nil && !read[id] {
+			read[id] = true
 			image.Taken = append(image.Taken, r.taken(dir)...)
 		}
 	}
@@ -137,9 +140,9 @@ func defaultDirs(loader []byte) (dirs []string) {
 	return []string{"/lib64", "/usr/lib64", "/lib", "/usr/lib"}
 }
 
-// searched are the directories that a loader searches beside its cache, those for CPU levels first.
+// searched are the directories that a loader searches beside its cache. Its own come first: Plan knows them by these names.
 func searched(r *root, env, defaults []string) (dirs []string) {
-	for _, dir := range slices.Concat(libraryPath(env), defaults) {
+	for _, dir := range slices.Concat(defaults, libraryPath(env)) {
 		for _, level := range levelDirs {
 			dirs = append(dirs, r.glob(path.Join(dir, level))...)
 		}
@@ -174,14 +177,12 @@ func isLibrary(name string) bool {
 	return slices.ContainsFunc(libraries, func(l string) bool { return name == l || strings.HasPrefix(name, l+".") })
 }
 
-// taken are the files of a directory that a loader would take for one of the libraries. What they are links to is covered with them;
-// the directory is not read, which may have thousands of files.
+// taken are the files of a directory that have the name of one of the libraries, whatever its version: an ldconfig in the container
+// makes the link that a loader follows.
 func (r *root) taken(dir string) (found []string) {
-	for _, l := range libraries {
-		for _, name := range []string{l + ".1", l} {
-			if p := path.Join(dir, name); r.isFile(p) {
-				found = append(found, p)
-			}
+	for _, name := range r.list(dir) {
+		if isLibrary(name) && r.isFile(path.Join(dir, name)) {
+			found = append(found, path.Join(dir, name))
 		}
 	}
 	return found

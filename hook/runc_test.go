@@ -342,6 +342,15 @@ func TestContainer(t *testing.T) {
 			own(b, "/opt/mine/libcuda.so.1")
 			b.spec.Process.Env = append(b.spec.Process.Env, "LD_LIBRARY_PATH=/nowhere:/opt/mine")
 		}, []string{"libcuda.so.1 /opt/mine/libcuda.so.1\n"}},
+		{"one directory by two names", func(b *bundle) {
+			own(b, "/usr/lib/x86_64-linux-gnu/libcuda.so.1")
+			for _, file := range glibcFiles[1:] {
+				b.copy(file, "/usr"+file)
+			}
+			b.remove("/lib")
+			b.link("usr/lib", "/lib")
+			b.spec.Process.Env = append(b.spec.Process.Env, "LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu")
+		}, nil},
 		{"CPU levels", func(b *bundle) { own(b, "/lib/x86_64-linux-gnu/glibc-hwcaps/x86-64-v2/libcuda.so.1") }, nil},
 		{"CUDA's compat directory", func(b *bundle) {
 			own(b, "/usr/local/cuda-12.8/compat/libcuda.so.1")
@@ -382,6 +391,38 @@ func TestContainer(t *testing.T) {
 				t.Error("a file was made on the host")
 			}
 			checkBinding(t, m, b)
+		})
+	}
+}
+
+// Images run ldconfig when they start: NVIDIA's do, and each apt-get install.
+func TestLdconfigInside(t *testing.T) {
+	m := newMachine(t)
+	device := m.share(idA, 0)
+	for _, tt := range []struct {
+		name  string
+		image func(b *bundle)
+		want  string
+	}{
+		{"with a directory of configurations", func(b *bundle) {
+			b.file("/etc/ld.so.conf", "include /etc/ld.so.conf.d/*.conf\n")
+			b.mkdir("/etc/ld.so.conf.d")
+		}, "libcuda.so.1 /run/kerf/lib/libcuda.so.1\n"},
+		{"without", func(b *bundle) { b.file("/etc/ld.so.conf", "/lib/x86_64-linux-gnu\n") }, "libcuda.so.1 /lib/x86_64-linux-gnu/libcuda.so.1\n"},
+		{"a driver without its link", func(b *bundle) {
+			b.file("/etc/ld.so.conf", "/usr/lib/x86_64-linux-gnu\n/lib/x86_64-linux-gnu\n")
+			b.copy(filepath.Join(m.sim.Root, "usr/lib/x86_64-linux-gnu/libcuda.so.1"), "/usr/lib/x86_64-linux-gnu/libcuda.so.999")
+		}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m.t = t
+			m.bundle(func(b *bundle) {
+				tt.image(b)
+				for _, program := range []string{"/usr/bin/busybox", "/sbin/ldconfig"} {
+					b.copy(program, program)
+				}
+				b.spec.Process.Args = []string{"/usr/bin/busybox", "sh", "-c", "/sbin/ldconfig && exec /look"}
+			}, device).ok(tt.want)
 		})
 	}
 }

@@ -279,5 +279,5 @@ func verifyBinds(spec *specs.Spec, shares []Share) error {
 func isNode(p string) bool {
 	number, ok := strings.CutPrefix(p, "/dev/nvidia")
 	_, err := strconv.Atoi(number)
-	return ok && err == nil || strings.HasPrefix(p, strings.TrimSuffix(capsDir, "/"))
+	return ok && err == nil || within(p, path.Clean(capsDir))
 }
