@@ -60,8 +60,8 @@ func (p *Plugin) hold(ctx context.Context, part part) (cdi, uid string, err erro
 	p.sightings.Forget(uid)
 	p.renewed[uid] = true
 	held, err := p.options.Shares.Hold(ctx, owner, []ledger.Ask{{Key: uid, Request: part.request(p.options.Size)}})
-	if err != nil {
-		return "", "", fmt.Errorf("slices %s: %w", owner.Name, err)
+	if err != nil { // the ledger may have it already, and something behind it failed: nobody would ask again
+		return "", "", errors.Join(fmt.Errorf("slices %s: %w", owner.Name, err), p.dropAll([]string{uid}))
 	}
 	if len(held) != 1 || held[0].CDI == "" {
 		return "", "", errors.Join(

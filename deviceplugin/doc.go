@@ -17,6 +17,8 @@
 //     while the init container has yet to start. So an Allocate of slices that have an owner ends that owner's share and makes
 //     the new one under the same name: the CDI device that the init container was told of is then the new share.
 //   - A restarted container is not allocated again: it comes back with the CDI devices of its first start.
+//   - Two plugins for one resource are one too many for older kubelets, but an update of the DaemonSet makes two for a moment: the older
+//     one lets go of its socket when the newer one takes its path (register.go).
 //   - A kubelet that starts removes all sockets of plugins, lists no pods until it has heard from the API server, and
 //     expects every plugin to register again.
 //

@@ -120,6 +120,12 @@ func (k *kubelet) List(context.Context, *podresources.ListPodResourcesRequest) (
 	return response, nil
 }
 
+func (k *kubelet) registrations() []*pluginapi.RegisterRequest {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.requests)
+}
+
 // uses says which pods there are, and what they have. It returns when lists from before are no more on their way.
 func (k *kubelet) uses(pods map[string][]string) {
 	k.mu.Lock()
@@ -190,10 +196,11 @@ type shares struct {
 	ledger *ledger.Ledger
 	cards  []share.GPU
 
-	mu    sync.Mutex
-	specs map[string]ledger.Entry // CDI device → its share
-	busy  int                     // so many Drops find processes
-	drops []string
+	mu     sync.Mutex
+	specs  map[string]ledger.Entry // CDI device → its share
+	busy   int                     // so many Drops find processes
+	broken error                   // why nothing can be put in force
+	drops  []string
 }
 
 var errBusy = errors.New("a process is still in it")
@@ -211,6 +218,9 @@ func (s *shares) Hold(_ context.Context, owner ledger.Owner, asks []ledger.Ask) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	entries, err := s.ledger.Hold(s.cards, "plugin", owner, asks, time.Now())
+	if err == nil && s.broken != nil {
+		return nil, s.broken
+	}
 	for _, e := range entries {
 		h := ledger.Held{Entry: e, CDI: "kerf.dev/share=" + e.Holder.Key}
 		s.specs[h.CDI] = e

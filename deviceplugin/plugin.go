@@ -39,7 +39,7 @@ type Options struct {
 // Pace is how often things are looked at. Zero fields have defaults.
 type Pace struct {
 	Devices   time.Duration // between two looks at the GPUs without word of a change: 5 s
-	Kubelet   time.Duration // between two looks for kubelet's socket and the plugin's own, besides inotify: 1 s
+	Kubelet   time.Duration // between two looks for kubelet's socket and the plugin's own, besides inotify: 250 ms
 	InUse     time.Duration // between two of kubelet's lists of devices in use: 15 s
 	UnseenFor time.Duration // how long an owner may be in no list: 10 min
 	Drop      time.Duration // how long Allocate waits for the last processes of a share: 10 s
@@ -49,7 +49,7 @@ func (p Pace) complete() Pace {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&p.Devices, 5 * time.Second}, {&p.Kubelet, time.Second}, {&p.InUse, 15 * time.Second}, {&p.UnseenFor, 10 * time.Minute}, {&p.Drop, 10 * time.Second}} {
+	}{{&p.Devices, 5 * time.Second}, {&p.Kubelet, 250 * time.Millisecond}, {&p.InUse, 15 * time.Second}, {&p.UnseenFor, 10 * time.Minute}, {&p.Drop, 10 * time.Second}} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}

@@ -2,6 +2,7 @@ package deviceplugin
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -280,7 +281,7 @@ func TestKubeletRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.healthy(8, 8)
-	last := r.requests[len(r.requests)-1]
+	last := r.registrations()[len(r.registrations())-1]
 	if last.Version != "v1beta1" || last.Endpoint != "kerf.dev-gpu-slice.sock" || last.ResourceName != "kerf.dev/gpu-slice" || !last.Options.GetPreferredAllocationAvailable {
 		t.Errorf("registration %v", last)
 	}
@@ -329,5 +330,45 @@ func TestPanic(t *testing.T) {
 	r.shares.mu.Unlock()
 	if _, err := r.allocate("11111111-00"); err == nil || !strings.Contains(err.Error(), "a fault of kerfd's") {
 		t.Errorf("a panic in Allocate: %v", err)
+	}
+}
+
+// An update of the DaemonSet: two plugins for a moment. The newer one serves, and the older one stands by until it is gone.
+func TestSuccession(t *testing.T) {
+	k := startKubelet(t)
+	older := runOn(t, k, t.TempDir())
+	older.healthy(8, 8)
+	newer := runOn(t, k, t.TempDir())
+	newer.healthy(8, 8)
+	for range 3 {
+		must[[]string](t)(newer.allocate("11111111-00"))
+	}
+	if len(newer.Owners()) != 1 || len(older.Owners()) != 0 {
+		t.Errorf("the newer one has %d owners and the older one %d", len(newer.Owners()), len(older.Owners()))
+	}
+	registered := len(k.registrations())
+	newer.stop()
+	older.healthy(8, 8)
+	must[[]string](t)(older.allocate("22222222-00"))
+	if len(older.Owners()) != 1 {
+		t.Error("the older one does not serve after the newer one has gone")
+	}
+	if n := len(k.registrations()); registered != 2 || n != 3 {
+		t.Errorf("%d registrations, then %d: they took the path from each other", registered, n)
+	}
+}
+
+// Something behind the ledger fails: nothing is held.
+func TestHalfHeld(t *testing.T) {
+	r := run(t)
+	r.healthy(8, 8)
+	r.shares.mu.Lock()
+	r.shares.broken = errors.New("no space left on device")
+	r.shares.mu.Unlock()
+	if _, err := r.allocate("11111111-00"); err == nil || !strings.Contains(err.Error(), "slices 11111111-00: no space left on device") {
+		t.Errorf("a full disk: %v", err)
+	}
+	if held := r.held(); len(held) != 0 {
+		t.Errorf("%v is held, and nobody has it", held)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -19,11 +20,19 @@ import (
 // callTimeout bounds one call to kubelet.
 const callTimeout = 5 * time.Second
 
+// yieldWithin is how long a new plugin waits for the one before it to let go.
+const yieldWithin = 3 * time.Second
+
 // endpoint is the plugin's socket and the kubelet that knows of it.
+//
+// While a DaemonSet is updated there are two kerfds. The newer one takes the socket's path; the older one sees that, stops serving, and
+// stands by for as long as somebody serves there. The newer one registers after that: some kubelets take the end of the
+// older one's connection for its own.
 type endpoint struct {
 	server     *grpc.Server
 	own        os.FileInfo // our socket's file
 	registered os.FileInfo // the socket's file of the kubelet that we registered with
+	yielded    bool        // another plugin has taken the path
 }
 
 func (e *endpoint) stop() {
@@ -68,6 +77,10 @@ func (p *Plugin) converge(ctx context.Context, e *endpoint) error {
 	own := filepath.Join(p.directory(), p.Endpoint())
 	if e.server != nil && !sameFile(e.own, own) {
 		e.stop()
+		e.yielded = true
+	}
+	if e.yielded && served(own) {
+		return nil
 	}
 	if e.server == nil {
 		if err := p.listen(e, own); err != nil {
@@ -103,7 +116,26 @@ func sameFile(known os.FileInfo, path string) bool {
 	return err == nil && known != nil && os.SameFile(known, info) && known.ModTime().Equal(info.ModTime())
 }
 
+// served is whether somebody listens at a path.
+func served(path string) bool {
+	conn := dial(path)
+	if conn == nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+func dial(path string) net.Conn {
+	conn, err := net.DialTimeout("unix", path, callTimeout)
+	if err != nil {
+		return nil
+	}
+	return conn
+}
+
 func (p *Plugin) listen(e *endpoint, path string) error {
+	predecessor := dial(path)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a kerfd that was killed
 		return fmt.Errorf("listen: %w", err)
 	}
@@ -119,6 +151,11 @@ func (p *Plugin) listen(e *endpoint, path string) error {
 	server := p.newServer()
 	go func() { _ = server.Serve(listener) }() // it ends by Stop; kubelet's side says if it does not serve
 	*e = endpoint{server: server, own: info}
+	if predecessor != nil { // its server's end is the end of this connection
+		_ = predecessor.SetReadDeadline(time.Now().Add(yieldWithin))
+		_, _ = io.Copy(io.Discard, predecessor)
+		_ = predecessor.Close()
+	}
 	return nil
 }
 
