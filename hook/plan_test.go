@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/kerf-gpu/kerf/hook/ldcache"
 )
@@ -148,7 +149,7 @@ func TestConfinement(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r, err := openRoot(-100, dir) // AT_FDCWD
+	r, err := openRoot(unix.AT_FDCWD, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +175,7 @@ func TestGlob(t *testing.T) {
 	for _, name := range []string{"usr/local/cuda-12/compat/x", "usr/local/cuda/compat/x", "usr/local/cube/compat/x", "opt/conda/envs/a/lib/x", "opt/conda/envs/b/lib/x"} {
 		writeFile(t, filepath.Join(dir, name), "")
 	}
-	r, err := openRoot(-100, dir)
+	r, err := openRoot(unix.AT_FDCWD, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
