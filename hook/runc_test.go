@@ -49,6 +49,12 @@ func TestMain(m *testing.M) {
 	})
 	code := m.Run()
 	_ = os.RemoveAll(dir)
+	for _, pattern := range []string{"/sys/fs/cgroup/kerf-hook-test", "/sys/fs/cgroup/*/kerf-hook-test"} { // runc removes what is below
+		groups, _ := filepath.Glob(pattern)
+		for _, group := range groups {
+			_ = os.Remove(group)
+		}
+	}
 	os.Exit(code)
 }
 
