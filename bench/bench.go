@@ -22,20 +22,31 @@ import (
 type Scenario struct {
 	Name  string
 	About string
-	run   func(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error)
+	run   func(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) // with a kerfd of its own
+	visit func(ctx context.Context, options Options) (measured, error)                      // on a cluster that is there
+}
+
+// measured is what a scenario brings from a cluster.
+type measured struct {
+	results      []Result
+	card, driver string
+	simulated    bool
 }
 
 // Scenarios is every scenario there is.
 var Scenarios = []Scenario{
-	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", runOverhead},
+	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", runOverhead, nil},
+	{"kubernetes", "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver", nil, runKubernetes},
+	{"kubernetes-scale", "simulated nodes with our slices: bytes in etcd, pods scheduled a second without claims and with slices", nil, runScale},
 }
 
 // Options of Run.
 type Options struct {
-	Bin      string // directory of kerf and kerfd; "": beside the running binary
-	Profile  string // simulate this profile even where a GPU is there
-	Quick    bool   // a tenth of the samples: shows that all works, too few for a p99
-	Progress func(line string)
+	Kubeconfig string // of the cluster that the scenarios for one visit; "": that of make cluster
+	Bin        string // directory of kerf and kerfd; "": beside the running binary
+	Profile    string // simulate this profile even where a GPU is there
+	Quick      bool   // a tenth of the samples: shows that all works, too few for a p99
+	Progress   func(line string)
 }
 
 // Run measures the named scenarios, each with a kerfd of its own.
@@ -66,6 +77,13 @@ func Find(name string) (Scenario, error) {
 }
 
 func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (err error) {
+	if scenario.visit != nil {
+		got, err := scenario.visit(ctx, options)
+		if err == nil {
+			r.take(scenario, got)
+		}
+		return err
+	}
 	on, err := rig.Start(ctx, rig.Options{Bin: options.Bin, Profile: options.Profile, ZeroCost: true})
 	if err != nil {
 		return err
@@ -79,13 +97,18 @@ func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (e
 	if err != nil {
 		return err
 	}
-	r.Env.Card, r.Env.Driver, r.Env.Simulated = card, on.DriverVersion(), on.Simulated
-	for _, one := range results {
-		one.Scenario, one.Simulated = scenario.Name, on.Simulated
+	r.take(scenario, measured{results, card, on.DriverVersion(), on.Simulated})
+	return nil
+}
+
+// take puts a scenario's results into the report.
+func (r *Report) take(scenario Scenario, got measured) {
+	r.Env.Card, r.Env.Driver, r.Env.Simulated = got.card, got.driver, got.simulated
+	for _, one := range got.results {
+		one.Scenario, one.Simulated = scenario.Name, got.simulated
 		one.Judge()
 		r.Results = append(r.Results, one)
 	}
-	return nil
 }
 
 // MissedError says which targets a run missed.

@@ -21,7 +21,8 @@ func benchCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure what Kerf costs",
 		Long: "Measure what Kerf costs. A scenario starts a kerfd of its own, on the real GPU where there is one, else on a\n" +
-			"simulated one that costs nothing, and measures native and sliced programs in alternation.",
+			"simulated one that costs nothing, and measures native and sliced programs in alternation.\n" +
+			"Those for Kubernetes visit a cluster that is there and has Kerf, and remove what they make.",
 	}
 	cmd.AddCommand(benchListCommand(), benchRunCommand())
 	return cmd
@@ -70,6 +71,7 @@ func benchRunCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&flags.check, "check", false, "exit 3 when a target is missed")
 	cmd.Flags().StringVar(&flags.out, "out", "", "write "+bench.Schema+" to this file too")
 	cmd.Flags().StringVar(&flags.options.Profile, "simulate", "", "simulate this profile even where a GPU is there")
+	cmd.Flags().StringVar(&flags.options.Kubeconfig, "kubeconfig", "", "cluster of the scenarios for one (that of make cluster)")
 	cmd.Flags().BoolVar(&flags.options.Quick, "quick", false, "few samples: shows that all works, too few for a p99")
 	return cmd
 }
