@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -35,48 +33,69 @@ var badConfigs = []struct {
 		[]string{"minResident", "memoryLimit"}, []string{"minResident", "memoryLimit"}},
 }
 
-var bindings = schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingadmissionpolicybindings"}
+// What refuses a configuration before kerfd does.
+var (
+	policies = schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingadmissionpolicybindings"}
+	webhooks = schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"}
+)
 
-// testBadConfig: a policy refuses what is wrong when it is written and, where there is no policy, the driver does when the pod starts.
+// without takes an object away, and returns what puts it back.
+func (s *scene) without(gvr schema.GroupVersionResource, name string) func() {
+	s.Helper()
+	object, err := s.objects.Resource(gvr).Get(s.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		s.Fatal(err)
+	}
+	if err := s.objects.Resource(gvr).Delete(s.Context(), name, metav1.DeleteOptions{}); err != nil {
+		s.Fatal(err)
+	}
+	return func() {
+		for _, field := range []string{"resourceVersion", "uid", "creationTimestamp"} {
+			unstructured.RemoveNestedField(object.Object, "metadata", field)
+		}
+		if _, err := s.objects.Resource(gvr).Create(context.Background(), object, metav1.CreateOptions{}); err != nil {
+			s.Errorf("put %s back: %v", name, err)
+		}
+	}
+}
+
+// testBadConfig: what is wrong is refused when it is written, by a policy or by the webhook and, where neither is there, by the driver
+// when the pod starts.
 func testBadConfig(s *scene) {
 	for _, bad := range badConfigs {
 		w := shared("1Gi", "0")
 		w.config = bad.config
-		err := s.template("policy-"+bad.name, w)
-		if err == nil {
-			s.Errorf("%s: the policy let it pass", bad.config)
-		} else if !containsAll(err.Error(), bad.policy) {
-			s.Errorf("%s: the policy says %q, want words %q", bad.config, err, bad.policy)
+		if err := s.template("policy-"+bad.name, w); err == nil || !containsAll(err.Error(), bad.policy) {
+			s.Errorf("%s: the policy says %v, want words %q", bad.config, err, bad.policy)
 		}
 	}
-	binding, err := s.objects.Resource(bindings).Get(s.Context(), "kerf-share-configs", metav1.GetOptions{})
-	if err != nil {
-		s.Fatal(err)
-	}
-	if err := s.objects.Resource(bindings).Delete(s.Context(), binding.GetName(), metav1.DeleteOptions{}); err != nil {
-		s.Fatal(err)
-	}
-	defer func() {
-		for _, field := range []string{"resourceVersion", "uid", "creationTimestamp"} {
-			unstructured.RemoveNestedField(binding.Object, "metadata", field)
-		}
-		if _, err := s.objects.Resource(bindings).Create(context.Background(), binding, metav1.CreateOptions{}); err != nil {
-			s.Errorf("put the policy back: %v", err)
-		}
-	}()
+	defer s.without(policies, "kerf-share-configs")()
 	for _, bad := range badConfigs {
 		w := shared("1Gi", "0")
 		w.config = bad.config
 		// The API server learns of the policy's end a little later.
+		var err error
+		if !poll(soon, func() bool {
+			err = s.template("webhook-"+bad.name, w)
+			return err != nil && containsAll(err.Error(), bad.driver)
+		}) {
+			s.Errorf("%s: the webhook says %v, want words %q", bad.config, err, bad.driver)
+		}
+	}
+	defer s.without(webhooks, "kerf-controller.kerf.dev")()
+	for _, bad := range badConfigs {
+		w := shared("1Gi", "0")
+		w.config = bad.config
+		var err error
 		if !poll(soon, func() bool { err = s.template("driver-"+bad.name, w); return err == nil }) {
-			s.Fatalf("%s: it is refused without the policy: %v", bad.config, err)
+			s.Fatalf("%s: it is refused without the policy and the webhook: %v", bad.config, err)
 		}
 		s.create(newPod("driver-"+bad.name, look(), fromTemplate("driver-"+bad.name)))
 	}
 	for _, bad := range badConfigs {
 		s.event("driver-"+bad.name, append([]string{"request r0", "config from the claim"}, bad.driver...)...)
 	}
-	s.measured("%d kinds refused by the policy, and without it by the driver", len(badConfigs))
+	s.measured("%d kinds refused by the policy, without it by the webhook, without both by the driver", len(badConfigs))
 }
 
 // testBadAmounts: what is rounded, and what no card has.
@@ -164,14 +183,8 @@ func testBadCDIDirectory(s *scene) {
 
 // testBadHook: without its hook no container with a share starts, and kerfd puts it back.
 func testBadHook(s *scene) {
-	hooks, err := filepath.Glob(s.node.path("/var/lib/kerf/host/*/bin/kerf-hook"))
-	if err != nil || len(hooks) == 0 {
-		s.Fatalf("no hook is installed on the node (%v)", err)
-	}
-	for _, hook := range hooks {
-		if err := os.Rename(hook, hook+".away"); err != nil {
-			s.Fatal(err)
-		}
+	if err := s.node.inside("/bin/sh", "-c", "rm /var/lib/kerf/host/*/bin/kerf-hook"); err != nil {
+		s.Fatalf("no hook is installed: %v", err)
 	}
 	s.slice("hook", shared("1Gi", "0"), look(), restarts(corev1.RestartPolicyOnFailure))
 	s.event("hook", "kerf-hook", "no such file")
@@ -180,9 +193,6 @@ func testBadHook(s *scene) {
 	}
 	s.rolledOut()
 	s.ended("hook")
-	for _, hook := range hooks {
-		_ = os.Remove(hook + ".away")
-	}
 }
 
 // testBadFullDisk: a full disk under the ledger.
