@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -60,6 +61,12 @@ const (
 	boolean
 	word
 )
+
+// quantityForm is what a quantity may look like, here and in the admission policy. It is narrower than Kubernetes' own: its parser
+// computes powers of ten for minutes on 9E99999999999, which any user can write, and there is no end to digits.
+const quantityForm = `^[0-9]{1,18}([.][0-9]{1,9})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$`
+
+var quantityRE = regexp.MustCompile(quantityForm)
 
 // field is one line of the table from which both the validator here and the admission policy's CEL come.
 type field struct {
@@ -188,11 +195,18 @@ func (f field) decode(raw json.RawMessage, c *ShareConfig) error {
 			return fail("not true or false")
 		}
 	case **resource.Quantity:
+		if !quantityRE.MatchString(text) {
+			return fail("not a size")
+		}
 		q, err := resource.ParseQuantity(text)
 		if err != nil {
-			return fail("not a quantity")
+			return fail("not a size")
 		}
 		*at = &q
+		if err := f.validate(*c); err != nil { // before the cut, as the admission policy sees it
+			return err
+		}
+		cut(&q)
 	case **share.Class:
 		*at = (*share.Class)(&text)
 	case **Tier:
@@ -201,6 +215,18 @@ func (f field) decode(raw json.RawMessage, c *ShareConfig) error {
 		*at = (*share.Backend)(&text)
 	}
 	return nil
+}
+
+// cut leaves out the fraction of a byte, which 0.01Gi has, and which is written in thousandths.
+func cut(q *resource.Quantity) {
+	whole := resource.NewQuantity(q.Value(), resource.BinarySI)
+	switch q.Cmp(*whole) {
+	case 0:
+		return
+	case -1: // Value rounds up
+		whole.Set(q.Value() - 1)
+	}
+	*q = *whole
 }
 
 // Validate checks every field that is set, and what they say together. A zero TypeMeta is valid: the caller may fill it in later.

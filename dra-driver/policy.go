@@ -45,8 +45,8 @@ func AdmissionPolicy() Policy {
 			fmt.Sprintf("%s must be %s; write %s, or leave the field out", f.name, f.means(), f.example())})
 	}
 	p.Validations = append(p.Validations, Validation{
-		"variables.shares.all(p, !('memoryLimit' in p && 'minResident' in p) || !isQuantity(p.memoryLimit) || !isQuantity(p.minResident) || " +
-			"quantity(p.minResident).compareTo(quantity(p.memoryLimit)) <= 0)",
+		fmt.Sprintf("variables.shares.all(p, !('memoryLimit' in p && 'minResident' in p) || !(%s && %s) || "+
+			"quantity(p.minResident).compareTo(quantity(p.memoryLimit)) <= 0)", isSize("p.memoryLimit"), isSize("p.minResident")),
 		"minResident is above memoryLimit; write less, or raise the limit"})
 	for i := range p.Validations {
 		p.Validations[i].Message = ConfigKind + ": " + p.Validations[i].Message
@@ -64,8 +64,13 @@ func (f field) cel(value string) string {
 	case word:
 		return fmt.Sprintf("%s in ['%s']", value, strings.Join(f.words, "', '"))
 	}
-	return fmt.Sprintf("(type(%[1]s) == string && isQuantity(%[1]s) && quantity(%[1]s).compareTo(quantity('%[2]s')) >= 0 && "+
-		"quantity(%[1]s).compareTo(quantity('%[3]s')) <= 0)", value, f.min, f.max)
+	return fmt.Sprintf("(%[2]s && quantity(%[1]s).compareTo(quantity('%[3]s')) >= 0 && quantity(%[1]s).compareTo(quantity('%[4]s')) <= 0)",
+		value, isSize(value), f.min, f.max)
+}
+
+// isSize comes before each use of quantity: && ends at the first false, so the API server's parser sees only what has the form.
+func isSize(value string) string {
+	return fmt.Sprintf("type(%[1]s) == string && %[1]s.matches('%[2]s')", value, quantityForm)
 }
 
 func (f field) means() string {
@@ -75,5 +80,5 @@ func (f field) means() string {
 	case word:
 		return "a known word"
 	}
-	return fmt.Sprintf("a quantity, as text, from %s to %s", f.min, f.max)
+	return fmt.Sprintf("a size, as text, from %s to %s", f.min, f.max)
 }
