@@ -2,13 +2,12 @@
 B        := build
 CC       ?= gcc
 GO       ?= go
-STATIC   := ./cmd/kerf-hook ./cmd/kerf-controller
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 CFLAGS_C := -O2 -g -std=gnu11 -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 LDFLAGS  := -X github.com/kerf-gpu/kerf/cmd/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 1
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
-GOBUILD  := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+GOBUILD  := $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)'
 LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 TESTTIME ?= 12m
 export GOFLAGS ?= -p=2
@@ -28,7 +27,7 @@ clib: simdriver simnvml shim tenants
 bin:
 	@mkdir -p $(B)/bin $(B)/test
 	$(GOBUILD) -o $(B)/bin/ ./cmd/kerf ./cmd/kerfd
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o $(B)/bin/ $(STATIC)
+	CGO_ENABLED=0 $(GOBUILD) -o $(B)/bin/ ./cmd/kerf-hook ./cmd/kerf-controller
 	$(GO) test -c -o $(B)/test/nodetest ./internal/nodetest
 
 demo: deps build ## Four programs share one GPU, each inside its limit (simulated where there is no GPU)
@@ -52,6 +51,7 @@ lint: ## Vet, lint, and check the format
 
 generate: ## Make the generated files again
 	$(GO) generate ./...
+	$(MAKE) manifests
 
 check: deps lint generate ## What must hold before a commit: lint, generated files as committed, C with gcc and clang
 	@git diff --exit-code --stat -- . || { echo "generated files differ from the committed ones: commit what 'make generate' wrote"; exit 1; }

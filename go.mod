@@ -20,6 +20,7 @@ require (
 	k8s.io/client-go v0.37.2 // the API server: claims, slices, templates
 	k8s.io/cri-api v0.37.2 // bench: when the container runtime made what of a pod
 	k8s.io/dynamic-resource-allocation v0.37.2 // the kubelet side of a DRA driver; its allocator is the oracle in tests
+	k8s.io/klog/v2 v2.140.0 // what client-go logs, in our log
 	k8s.io/kubelet v0.37.2 // kubelet's device plugin and pod resources protocols
 	sigs.k8s.io/yaml v1.6.0 // Kubernetes objects as YAML
 	tags.cncf.io/container-device-interface v1.1.1 // CDI specs: validation, names, injection
@@ -89,7 +90,6 @@ require (
 	gopkg.in/inf.v0 v0.9.1 // indirect
 	k8s.io/component-base v0.37.2 // indirect
 	k8s.io/component-helpers v0.37.2 // indirect
-	k8s.io/klog/v2 v2.140.0 // indirect
 	k8s.io/kube-openapi v0.0.0-20260721132016-d427ff9ee9ad // indirect
 	k8s.io/utils v0.0.0-20260626114624-be93311217bd // indirect
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect

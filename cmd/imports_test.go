@@ -38,11 +38,11 @@ var rules = []rule{
 	{"dra-driver", adapter, []string{"k8s.io/", "google.golang.org/grpc", "github.com/prometheus/client_golang", "sigs.k8s.io/"}},
 	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "github.com/fsnotify/fsnotify"}},
 	{"hook", adapter, []string{"github.com/opencontainers/runtime-spec", "golang.org/x/sys"}}, // kerf-hook is this: its start is paid per container
-	{"hook/cdi", adapter, []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
+	{"hook/cdi", append([]string{"hook"}, adapter...), []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
 	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
 	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "deviceplugin", "dra-driver", "hook"}, []string{"*"}},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests
-	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver"}, []string{"golang.org/x/sys", "k8s.io/", "sigs.k8s.io/"}},
+	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver"}, []string{"golang.org/x/sys", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
 }
 
 // adapter is what an adapter may import of Kerf: values and vgpu, never the hardware, never another adapter.

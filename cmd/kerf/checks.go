@@ -142,20 +142,24 @@ func checkLimits(_ context.Context, p *patient) finding {
 	return found(statusInfo, "", "the driver (%s) has no limits by cgroup (R615 and later do): the shim alone holds them", p.node.Driver.Version)
 }
 
-func checkFaults(_ context.Context, p *patient) finding {
+func checkFaults(ctx context.Context, p *patient) finding {
 	if f, missing := p.needsDaemon(); missing {
 		return f
 	}
+	state, err := control.Dial(p.socket).State(ctx)
+	if err != nil {
+		return found(statusUnknown, "", "%v", err)
+	}
 	var sick []string
-	for _, g := range p.node.GPUs {
-		if !g.Fault.Healthy() {
+	for _, g := range state.GPUs {
+		if g.Fault != "" {
 			sick = append(sick, fmt.Sprintf("GPU %d: %s", g.Index, g.Fault))
 		}
 	}
 	if len(sick) > 0 {
-		return found(statusCrit, "nothing is granted there; drain the GPU and reset it", "%s", strings.Join(sick, ", "))
+		return found(statusCrit, "nothing is granted there; drain a sick GPU and reset it", "%s", strings.Join(sick, ", "))
 	}
-	return pass("%d GPUs, none says that something is wrong", len(p.node.GPUs))
+	return pass("%d GPUs, none says that something is wrong", len(state.GPUs))
 }
 
 // checkShimFile looks at what makes the substitution work: the names in the shim's ELF header.

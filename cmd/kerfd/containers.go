@@ -164,8 +164,11 @@ func (c *containers) serveHooks(ctx context.Context, g *grants) error {
 		if !ok {
 			return fmt.Errorf("share %s has ended", b.Share)
 		}
-		if b.Cgroup == "" {
-			return errors.New("the container is in no cgroup of version 2, and the driver limits by those only; use backend shim")
+		switch {
+		case b.Cgroup == "" && entry.Grant.Backend == share.BackendNative:
+			return errors.New("the container is in no cgroup of version 2, and the driver limits by those only; use backend auto or shim")
+		case b.Cgroup == "": // the shim holds it
+			return nil
 		}
 		for _, d := range entry.Grant.Devices {
 			if err := c.hardware.limitMemory(d, b.Cgroup); err != nil {

@@ -292,17 +292,29 @@ func TestCrashOfTheMainThread(t *testing.T) {
 	d.eventually("nothing is left", func() bool { return len(d.state().Shares) == 0 })
 }
 
-// What a killed kerfd left of a simulated node is not served as another one.
+// What a killed kerfd left of a simulated node is not served as another one while somebody has a share of it; then it makes room.
 func TestCrashAndAnotherProfile(t *testing.T) {
 	d := startDaemon(t)
+	_, end := d.holding()
+	d.eventually("the tenant is attached", func() bool { s := d.state().Shares; return len(s) == 1 && len(s[0].Sessions) == 1 })
 	d.kill()
-	out, err := exec.Command(filepath.Join(build, "bin/kerfd"), "--simulate", "l40sx4", "--run-dir", d.dir).CombinedOutput()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, filepath.Join(build, "bin/kerfd"), "--simulate", "l40sx4", "--run-dir", d.dir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "simulate l40sx4: ") || !strings.Contains(string(out), "another profile") {
 		t.Errorf("%v: %s", err, out)
 	}
 	d.start()
 	if n := len(d.state().GPUs); n != 8 {
 		t.Errorf("the node that was left has %d GPUs now, want its 8", n)
+	}
+	end()
+	d.eventually("the share ends", func() bool { return len(d.state().Shares) == 0 })
+	d.kill()
+	d.flags = []string{"--simulate", "l40sx4"}
+	d.start()
+	if n := len(d.state().GPUs); n != 4 {
+		t.Errorf("nobody has a share, and the node has %d GPUs, want the 4 of the new profile", n)
 	}
 }
 

@@ -47,11 +47,12 @@ type hardware struct {
 	turns    map[node.UUID]chan struct{}
 }
 
-// openHardware makes the simulated node if one is asked for, and reads what is there. A machine without a driver is no error.
-func openHardware(c Config, log *slog.Logger) (*hardware, error) {
+// openHardware makes the simulated node if one is asked for, and reads what is there. A machine without a driver is no error. held
+// says whether somebody has a share of what was there before.
+func openHardware(c Config, held bool, log *slog.Logger) (*hardware, error) {
 	h := &hardware{root: c.Root, log: log, cards: c.Cards, capacity: make(map[node.UUID]node.Bytes), turns: make(map[node.UUID]chan struct{})}
 	if c.Simulate.Profile != "" {
-		simulated, err := openSim(c)
+		simulated, err := openSim(c, held)
 		if err != nil {
 			return nil, err
 		}
@@ -73,26 +74,43 @@ func openHardware(c Config, log *slog.Logger) (*hardware, error) {
 	return h, nil
 }
 
-// openSim takes over the simulated node of a kerfd that was killed, so that its tenants live on, or makes a new one.
-func openSim(c Config) (*sim.Node, error) {
+// openSim takes over the simulated node of an earlier kerfd, so that its tenants live on, or makes a new one. One that cannot be
+// taken over, of another profile or another version of Kerf, stands in the way only while somebody holds a share of it.
+func openSim(c Config, held bool) (*sim.Node, error) {
 	profile, err := sim.LoadProfile(c.Simulate.Profile)
 	if err != nil {
 		return nil, err
 	}
-	root := c.simRoot()
-	var simulated *sim.Node
-	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
-		simulated, err = sim.Create(root, profile, filepath.Join(c.LibDir, "sim"))
-		if err != nil {
+	simulated, err := takeOverSim(c.simRoot(), profile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if held {
 			return nil, err
 		}
-	} else if simulated, err = sim.Open(root); err != nil {
-		return nil, err
-	} else if !simulated.MadeFrom(profile) {
-		return nil, errors.Join(fmt.Errorf("simulate %s: %s holds a node of another profile, which a kerfd that was killed left there; serve that one, or remove it with: kerf sim stop --root %s",
-			profile.Name, root, root), simulated.Close())
+		if err := os.RemoveAll(c.simRoot()); err != nil {
+			return nil, fmt.Errorf("make the simulated node anew: %w", err)
+		}
+	}
+	if err != nil {
+		if simulated, err = sim.Create(c.simRoot(), profile, filepath.Join(c.LibDir, "sim")); err != nil {
+			return nil, err
+		}
 	}
 	simulated.SetZeroCost(c.Simulate.ZeroCost)
+	return simulated, nil
+}
+
+func takeOverSim(root string, profile *sim.Profile) (*sim.Node, error) {
+	if _, err := os.Stat(root); err != nil {
+		return nil, err
+	}
+	simulated, err := sim.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	if !simulated.MadeFrom(profile) {
+		return nil, errors.Join(fmt.Errorf("simulate %s: %s holds a node of another profile, of which somebody has a share (kerf top, with the kerfd that served it); "+
+			"serve that one, or end its shares first", profile.Name, root), simulated.Close())
+	}
 	return simulated, nil
 }
 

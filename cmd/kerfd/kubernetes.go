@@ -14,7 +14,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	clientset "k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
@@ -22,6 +24,7 @@ import (
 	dra "github.com/kerf-gpu/kerf/dra-driver"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
 // kubernetes is the cluster's side of kerfd: the doors for pods. It is nil on a machine that is no node, and then ready.
@@ -61,18 +64,23 @@ func newKubernetes(g *grants, metrics prometheus.Registerer, log *slog.Logger) (
 }
 
 func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, error) {
-	rest, err := clientcmd.BuildConfigFromFlags("", k.config.Kubeconfig) // in-cluster if empty
+	config, err := rest.InClusterConfig()
+	if k.config.Kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", k.config.Kubeconfig)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reach the API server: %w; kerfd outside of a pod needs kubernetes.kubeconfig", err)
 	}
-	rest.UserAgent = "kerfd/" + version.Version
-	rest.QPS, rest.Burst = 50, 100 // a claim's status is one write
-	if k.client, err = clientset.NewForConfig(rest); err != nil {
+	config.UserAgent = "kerfd/" + version.Version
+	config.QPS, config.Burst = 50, 100 // a claim's status is one write
+	klog.SetSlogLogger(k.log)          // the libraries' own log
+	if k.client, err = clientset.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("reach the API server: %w", err)
 	}
 	driver, err := dra.New(dra.Config{
 		NodeName: k.config.NodeName, PodUID: k.config.PodUID, Client: k.client, KubeletDir: k.config.KubeletDir, CDIDir: k.config.CDIDir,
 		Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Changed: k.grants.changed.listen(), Report: k.report("dra"),
+		Options: k.options(),
 	})
 	if err != nil {
 		return nil, err
@@ -81,6 +89,14 @@ func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, erro
 		metrics.MustRegister(c)
 	}
 	return driver, nil
+}
+
+// options are how the cards are published.
+func (k *kubernetes) options() dra.Options {
+	if k.grants.hardware.limitsMemory() {
+		return dra.Options{Backend: string(share.BackendNative)} // and the shim
+	}
+	return dra.Options{Backend: string(share.BackendShim)}
 }
 
 // takeUp makes anew what containers need of the shares in force. One that cannot be made is tried again when kubelet asks.
@@ -152,7 +168,7 @@ func (k *kubernetes) state(ctx context.Context) *control.Kubernetes {
 	if k.driver == nil {
 		return s
 	}
-	for _, pool := range dra.Slices(k.config.NodeName, k.grants.cards(), dra.Options{}).Pools {
+	for _, pool := range dra.Slices(k.config.NodeName, k.grants.cards(), k.options()).Pools {
 		for _, slice := range pool.Slices {
 			for _, device := range slice.Devices {
 				s.Expected = append(s.Expected, device.Name)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -21,7 +22,7 @@ type door struct {
 	grants *grants
 }
 
-func (d door) hold(owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error) {
+func (d door) hold(ctx context.Context, owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error) {
 	g := d.grants
 	for _, ask := range asks {
 		if ask.Request.Backend == share.BackendNative && !g.hardware.limitsMemory() {
@@ -29,7 +30,7 @@ func (d door) hold(owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error)
 		}
 	}
 	defer g.owners.lock(owner.UID)()
-	entries, err := g.ledger.Hold(g.gpus(), d.name, owner, asks, time.Now())
+	entries, err := g.holdSoon(ctx, d.name, owner, asks)
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +45,30 @@ func (d door) hold(owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error)
 		held = append(held, one)
 	}
 	return held, nil
+}
+
+// roomWithin is how long a claim waits for room that a scheduler saw and the ledger does not see yet: a pod that was deleted by force
+// is gone for the scheduler before kubelet has given its claim back, and kubelet asks again only after a minute or more.
+const roomWithin = 5 * time.Second
+
+// holdSoon asks the ledger, and again whenever a share ends while there is no room.
+func (g *grants) holdSoon(ctx context.Context, name string, owner ledger.Owner, asks []ledger.Ask) ([]ledger.Entry, error) {
+	late := time.After(roomWithin)
+	changed, end := g.changed.listenFor()
+	defer end()
+	for {
+		entries, err := g.ledger.Hold(g.gpus(), name, owner, asks, time.Now())
+		if !errors.As(err, new(*share.NoRoomError)) {
+			return entries, err
+		}
+		select {
+		case <-changed:
+		case <-late:
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // enforce makes true in the world what the ledger says.
@@ -168,6 +193,16 @@ func (n *notice) listen() <-chan struct{} {
 	defer n.mu.Unlock()
 	n.listeners = append(n.listeners, c)
 	return c
+}
+
+// listenFor is listen with an end.
+func (n *notice) listenFor() (changed <-chan struct{}, end func()) {
+	changed = n.listen()
+	return changed, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.listeners = slices.DeleteFunc(n.listeners, func(c chan struct{}) bool { return c == changed })
+	}
 }
 
 func (n *notice) tell() {

@@ -61,7 +61,7 @@ func (s *site) start() {
 	must(os.MkdirAll(s.config.RunDir, 0o755))
 	books, _, err := ledger.Open(s.config.ledgerDir())
 	must(err)
-	h, err := openHardware(s.config, log)
+	h, err := openHardware(s.config, len(books.Entries()) > 0, log)
 	must(err)
 	s.grants = newGrants(s.config, h, books, log)
 	s.arbiter, err = arbiter.New(arbiter.Config{Shares: s.config.sharesDir(), Sessions: s.config.sessionsDir(), Memory: h, Notify: s.onEvent, Now: time.Now})
@@ -272,4 +272,34 @@ func TestPlacement(t *testing.T) {
 		t.Errorf("GPU 6 has %d instances, GPU 7 %d of 3", instances(6), instances(7))
 	}
 	s.want(0, 0, 0)
+}
+
+// A claim whose room is about to be given back waits for it.
+func TestRoomSoon(t *testing.T) {
+	s := newSite(t)
+	whole := []ledger.Ask{{Key: "old-a", Request: share.Request{Memory: 79 * node.GiB, GPU: []string{"0"}}}}
+	if _, err := s.dra().Hold(t.Context(), ledger.Owner{UID: "old"}, whole); err != nil {
+		t.Fatal(err)
+	}
+	held := make(chan error, 1)
+	go func() {
+		_, err := s.dra().Hold(t.Context(), claim, []ledger.Ask{{Key: "5f0c-a", Request: whole[0].Request}})
+		held <- err
+	}()
+	select {
+	case err := <-held:
+		t.Fatalf("answered while there was no room: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := s.dra().Drop(t.Context(), "old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-held; err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := s.dra().Hold(ctx, ledger.Owner{UID: "late"}, []ledger.Ask{{Key: "late-a", Request: whole[0].Request}}); err == nil || !strings.Contains(err.Error(), "the most free memory is") {
+		t.Errorf("nobody gives it back: %v", err)
+	}
 }

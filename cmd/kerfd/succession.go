@@ -99,7 +99,7 @@ func (d door) Hold(ctx context.Context, owner ledger.Owner, asks []ledger.Ask) (
 		err = passOn(ctx, func(ctx context.Context) (err error) { held, err = next.Hold(ctx, d.name, owner, asks); return err })
 		return held, err
 	}
-	return d.hold(owner, asks)
+	return d.hold(ctx, owner, asks)
 }
 
 // Drop ends all shares of an owner; nil where there are none. It is an error that a process is still in one.

@@ -59,8 +59,8 @@ type core struct {
 }
 
 // openCore builds the core from what an earlier kerfd left. After an error nothing is held.
-func openCore(ctx context.Context, c Config, log *slog.Logger) (k *core, err error) {
-	k = &core{config: c}
+func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err error) {
+	k := &core{config: c}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.close(true))
@@ -79,7 +79,7 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (k *core, err err
 	for _, file := range corrupt {
 		log.Error("a grant's record is damaged and was set aside; its share ends", "file", file)
 	}
-	if k.hardware, err = openHardware(c, log); err != nil {
+	if k.hardware, err = openHardware(c, len(k.books.Entries()) > 0, log); err != nil {
 		return nil, err
 	}
 	g := newGrants(c, k.hardware, k.books, log)

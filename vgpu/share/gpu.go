@@ -2,6 +2,7 @@ package share
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -109,6 +110,17 @@ func (g GPU) refuses(r Request) string {
 			"leave memoryLimit out, or use a card in mode overcommit (class gpu-overcommit)", r.Limit, r.Memory, g.Index, mode)
 	}
 	return ""
+}
+
+// refusal is what refuses says as an error. What an empty card would not say is for want of room.
+func (g GPU) refusal(r Request) error {
+	empty := g
+	empty.Granted = nil
+	reason := g.refuses(r)
+	if empty.refuses(r) == "" {
+		return &NoRoomError{reason}
+	}
+	return errors.New(reason)
 }
 
 func (g GPU) refusesPlacement(p Placement) string {

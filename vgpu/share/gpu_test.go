@@ -1,6 +1,7 @@
 package share
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -96,5 +97,33 @@ func TestCapacity(t *testing.T) {
 	odd.Mode = ModeVGPU
 	if got := odd.Capacity(); got != odd.Memory {
 		t.Errorf("a card that is not over-committed has %s of %s", got.Exact(), odd.Memory.Exact())
+	}
+}
+
+// Who may be granted later is told from who never will.
+func TestNoRoomOrNever(t *testing.T) {
+	const gi = node.GiB
+	for _, tt := range []struct {
+		name    string
+		gpu     GPU
+		request Request
+		later   bool
+	}{
+		{"memory that others have", inMode(ModeVGPU, part(70*gi, 0)), Request{Memory: 20 * gi, GPU: []string{"0"}}, true},
+		{"cores that others have", inMode(ModeVGPU, part(gi, 90)), Request{Memory: gi, Cores: 20}, true},
+		{"places that others have", inMode(ModeVGPU, part(gi, 0)), Request{Memory: gi, Tenants: MaxTenants}, true},
+		{"a card that somebody has", inMode(ModeExclusive, part(gi, 0)), Request{Memory: gi, GPU: []string{"0"}}, true},
+		{"a placement that somebody has", inMode(ModeMIG, Device{Mode: ModeMIG, Placement: placed("3g.40gb", 0, 4)}), Request{Memory: gi, Placement: placed("1g.10gb", 0, 1)}, true},
+		{"a mode that waits", inMode(ModeExclusive, part(gi, 0)), Request{Memory: gi}, true},
+		{"more than the card has", inMode(ModeVGPU), Request{Memory: 81 * gi, GPU: []string{"0"}}, false},
+		{"memory of a MIG card", inMode(ModeMIG), Request{Memory: gi}, false},
+		{"nonsense", inMode(ModeVGPU), Request{Memory: gi, Cores: 101}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Decide([]GPU{tt.gpu}, tt.request)
+			if later := errors.As(err, new(*NoRoomError)); err == nil || later != tt.later {
+				t.Errorf("%v: room later: %v, want %v", err, later, tt.later)
+			}
+		})
 	}
 }

@@ -230,23 +230,28 @@ func span(gpus []GPU) string {
 	return "GPU " + strings.Join(indices, ", ")
 }
 
+// NoRoomError says that a request fits the card and not what others left of it: the same request may be granted once a share ends.
+type NoRoomError struct{ reason string }
+
+func (e *NoRoomError) Error() string { return e.reason }
+
 // noRoom says what stands in the way: faults, modes, memory or cores.
 func noRoom(gpus []GPU, r Request, fitting int) error {
 	emptiest, ok := emptiest(gpus, r)
 	if !ok {
-		return errors.New(gpus[0].refuses(r))
+		return gpus[0].refusal(r)
 	}
 	asked := fmt.Sprintf("memory %s and %d%% of cores", r.Memory, int(r.Cores))
 	if r.GPUs > 1 {
 		asked += fmt.Sprintf(" on each of %d GPUs", r.GPUs)
 	}
 	if free := emptiest.FreeTenants(); free < r.tenants() {
-		return fmt.Errorf("%s: asked, but GPU %d has room for %d more of the %d shares that one can have, and %d asked; wait for a share to end (kerf top)",
-			asked, emptiest.Index, free, MaxTenants, r.tenants())
+		return &NoRoomError{fmt.Sprintf("%s: asked, but GPU %d has room for %d more of the %d shares that one can have, and %d asked; wait for a share to end (kerf top)",
+			asked, emptiest.Index, free, MaxTenants, r.tenants())}
 	}
 	where := fmt.Sprintf("the most free memory is %s, on GPU %d, which has %d%% of cores left", emptiest.FreeMemory(), emptiest.Index, int(emptiest.FreeCores()))
 	if fitting > 0 {
 		where = fmt.Sprintf("%d GPUs have room for that", fitting)
 	}
-	return fmt.Errorf("%s: asked, but %s; ask for less, or wait for a share to end (kerf top)", asked, where)
+	return &NoRoomError{fmt.Sprintf("%s: asked, but %s; ask for less, or wait for a share to end (kerf top)", asked, where)}
 }

@@ -19,6 +19,7 @@ package tenant
 import (
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 )
@@ -99,7 +100,7 @@ func Plan(g control.Granted, host Host) (steps []Step) {
 func devices(g control.Granted) (steps []Step) {
 	if g.Simulated {
 		for _, node := range slices.Concat(g.Driver.Control, g.Driver.Granted) {
-			steps = append(steps, Step{Verb: Bind, Source: node, Target: Root + "/sim/dev/" + filepath.Base(node)})
+			steps = append(steps, Step{Verb: Bind, Source: node, Target: Root + "/sim" + node[strings.LastIndex(node, "/dev/"):]})
 		}
 		return steps
 	}

@@ -19,7 +19,7 @@ func TestPlan(t *testing.T) {
 		ID: "0123456789abcdef", ShareDir: "/run/kerf/shares/0123456789abcdef", LibDir: "/usr/lib/kerf", Simulated: true,
 		Driver: control.Driver{
 			CUDA: "/run/kerf/sim/usr/lib/libcuda.so.1", NVML: "/run/kerf/sim/usr/lib/libnvidia-ml.so.1",
-			Granted: []string{"/run/kerf/sim/dev/nvidia1"}, Others: []string{"/run/kerf/sim/dev/nvidia0"}, Control: []string{"/run/kerf/sim/dev/nvidiactl"},
+			Granted: []string{"/run/kerf/sim/dev/nvidia1", "/run/kerf/sim/dev/nvidia-caps/nvidia-cap12"}, Others: []string{"/run/kerf/sim/dev/nvidia0"}, Control: []string{"/run/kerf/sim/dev/nvidiactl"},
 		},
 	}
 	real := control.Granted{
