@@ -173,7 +173,7 @@ func testBadCDIDirectory(s *scene) {
 	}
 	defer func() { _ = immutable(s.node.path("/run/cdi"), false) }()
 	s.slice("cdi", shared("1Gi", "0"), look())
-	message := s.event("cdi", "cdi")
+	message := s.event("cdi", "prepare", "/cdi", "operation not permitted")
 	if err := immutable(s.node.path("/run/cdi"), false); err != nil {
 		s.Fatal(err)
 	}

@@ -146,10 +146,13 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// allGone deletes every pod of the scene, and checks that the whole node is empty.
+// allGone deletes every pod and claim of the scene, and checks that the whole node is empty.
 func (s *scene) allGone() {
 	s.Helper()
 	if err := s.client.CoreV1().Pods(s.ns).DeleteCollection(s.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		s.Fatal(err)
+	}
+	if err := s.client.ResourceV1().ResourceClaims(s.ns).DeleteCollection(s.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		s.Fatal(err)
 	}
 	s.awaitNone(pods)

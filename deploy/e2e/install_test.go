@@ -134,6 +134,15 @@ func cardsOf(slice *resourceapi.ResourceSlice) (cards []card) {
 	return cards
 }
 
+// published waits until what the node publishes, in however many slices, is as holds wants it.
+func (s *scene) published(what string, holds func([]card) bool) (cards []card) {
+	s.Helper()
+	if !poll(soon, func() bool { cards = s.cards(); return holds(cards) }) {
+		s.Fatalf("%s are not published within %s: %d devices, the first %+v", what, soon, len(cards), cards[:min(1, len(cards))])
+	}
+	return cards
+}
+
 // awaitCard waits until the card is published as holds wants it.
 func (s *scene) awaitCard(device, what string, limit time.Duration, holds func(card) bool) {
 	s.Helper()
@@ -146,7 +155,7 @@ func (s *scene) awaitCard(device, what string, limit time.Duration, holds func(c
 			if c.device != device {
 				continue
 			}
-			await(s, slices, "", slice.Name, limit, what, func(now *resourceapi.ResourceSlice) string {
+			await(s, resourceSlices, "", slice.Name, limit, what, func(now *resourceapi.ResourceSlice) string {
 				if now == nil {
 					return "the slice is gone"
 				}

@@ -32,11 +32,11 @@ const (
 
 // The resources that are watched.
 var (
-	pods       = corev1.SchemeGroupVersion.WithResource("pods")
-	events     = corev1.SchemeGroupVersion.WithResource("events")
-	claims     = resourceapi.SchemeGroupVersion.WithResource("resourceclaims")
-	slices     = resourceapi.SchemeGroupVersion.WithResource("resourceslices")
-	daemonSets = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "daemonsets"}
+	pods           = corev1.SchemeGroupVersion.WithResource("pods")
+	events         = corev1.SchemeGroupVersion.WithResource("events")
+	claims         = resourceapi.SchemeGroupVersion.WithResource("resourceclaims")
+	resourceSlices = resourceapi.SchemeGroupVersion.WithResource("resourceslices")
+	daemonSets     = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "daemonsets"}
 )
 
 // scene is what a scenario works with.

@@ -161,7 +161,7 @@ func testExclusive(s *scene) {
 // testBurst: a limit above the guarantee is refused where memory is guaranteed to others, in words.
 func testBurst(s *scene) {
 	s.slice("burst", shared("10Gi", "0").with(`,"memoryLimit":"40Gi"`), look())
-	s.measured("refused: %s", s.event("burst", "memoryLimit", "gpu-overcommit"))
+	s.measured("refused: …%s", tail(s.event("burst", "memoryLimit", "gpu-overcommit"), 120))
 	s.slice("capped", shared("10Gi", "20").with(`,"burst":false,"class":"burstable","backend":"shim"`), look())
 	s.ended("capped")
 	s.sees("capped", "", 10*gi)
