@@ -192,5 +192,42 @@ func applyStatus(ctx context.Context, client kubernetes.Interface, config *apply
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	_, err := client.ResourceV1().ResourceClaims(*config.Namespace).ApplyStatus(ctx, config, metav1.ApplyOptions{FieldManager: DriverName, Force: true})
+	if apierrors.IsInvalid(err) {
+		return patchStatus(ctx, client, config)
+	}
+	return err
+}
+
+// patchStatus writes the status without server-side apply, which some claims refuse: it decodes and encodes the whole claim, and where the
+// members of an opaque configuration were not in alphabetical order, the API server takes that for a change of the allocation.
+func patchStatus(ctx context.Context, client kubernetes.Interface, config *apply.ResourceClaimApplyConfiguration) error {
+	claims := client.ResourceV1().ResourceClaims(*config.Namespace)
+	claim, err := claims.Get(ctx, *config.Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	var devices []any
+	for _, d := range claim.Status.Devices {
+		if d.Driver != DriverName { // others' are kept as they are
+			devices = append(devices, d)
+		}
+	}
+	for _, d := range config.Status.Devices {
+		devices = append(devices, d)
+	}
+	type step struct {
+		Op    string `json:"op"`
+		Path  string `json:"path"`
+		Value any    `json:"value"`
+	}
+	patch, err := json.Marshal([]step{
+		{"test", "/metadata/uid", *config.UID}, // another claim of the name is none of ours
+		{"test", "/metadata/resourceVersion", claim.ResourceVersion},
+		{"add", "/status/devices", devices},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = claims.Patch(ctx, *config.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: DriverName}, "status")
 	return err
 }
