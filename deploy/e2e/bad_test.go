@@ -188,10 +188,7 @@ func testBadHook(s *scene) {
 	}
 	s.slice("hook", shared("1Gi", "0"), look(), restarts(corev1.RestartPolicyOnFailure))
 	s.event("hook", "kerf-hook", "no such file")
-	if err := s.node.kill(); err != nil { // what starts next installs it
-		s.Fatal(err)
-	}
-	s.rolledOut()
+	s.crashKerfd() // what starts next installs it
 	s.ended("hook")
 }
 

@@ -103,6 +103,27 @@ func kills() int {
 	return 15
 }
 
+// crashKerfd kills kerfd, and waits until its successor serves.
+func (s *scene) crashKerfd() {
+	s.Helper()
+	list, err := s.client.CoreV1().Pods(installNamespace).List(s.Context(), metav1.ListOptions{LabelSelector: kerfdLabel})
+	if err != nil || len(list.Items) != 1 || len(list.Items[0].Status.ContainerStatuses) != 1 {
+		s.Fatalf("no single pod of kerfd is there (%v)", err)
+	}
+	before := list.Items[0].Status.ContainerStatuses[0].RestartCount
+	if err := s.node.kill(); err != nil {
+		s.Fatal(err)
+	}
+	await(s, pods, installNamespace, list.Items[0].Name, soon, "kerfd's successor", func(p *corev1.Pod) string {
+		if p != nil && len(p.Status.ContainerStatuses) == 1 {
+			if c := p.Status.ContainerStatuses[0]; c.RestartCount > before && c.Started != nil && *c.Started {
+				return ""
+			}
+		}
+		return state(p)
+	})
+}
+
 // testCrash kills kerfd at random points while pods come and go.
 func testCrash(s *scene) {
 	s.steady()

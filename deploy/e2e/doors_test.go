@@ -82,11 +82,8 @@ func testDevicePluginKubeletRestart(s *scene) {
 	s.create(newPod("after", look(), slicesOf(2)))
 	s.ended("after")
 	s.sees("after", "", 2*sliceMemory)
-	if err := s.node.kill(); err != nil {
-		s.Fatal(err)
-	}
-	s.create(newPod("again", look(), slicesOf(2), restarts(corev1.RestartPolicyOnFailure)))
-	s.rolledOut()
+	s.crashKerfd()
+	s.create(newPod("again", look(), slicesOf(2)))
 	s.admitted("again", look(), slicesOf(2))
 	quiet := s.undisturbed("stays")
 	s.measured("%d slices after kubelet's restart; a pod's longest beat meanwhile was %.0f ms", n, quiet.LongestMS)
