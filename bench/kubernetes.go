@@ -77,13 +77,15 @@ func (c *clusterUnderTest) card(ctx context.Context) (m measured, err error) {
 		return m, fmt.Errorf("list the GPUs: %w", err)
 	}
 	for _, slice := range list.Items {
-		for _, d := range slice.Spec.Devices {
-			m.card, m.driver = text(d, "productName"), text(d, "driverVersion")
-			if a, found := d.Attributes["simulated"]; found && a.BoolValue != nil {
-				m.simulated = *a.BoolValue
-			}
-			return m, nil
+		if len(slice.Spec.Devices) == 0 {
+			continue
 		}
+		d := slice.Spec.Devices[0]
+		m.card, m.driver = text(d, "productName"), text(d, "driverVersion")
+		if a, found := d.Attributes["simulated"]; found && a.BoolValue != nil {
+			m.simulated = *a.BoolValue
+		}
+		return m, nil
 	}
 	return m, errors.New("no GPU is published in this cluster: install Kerf on it (deploy/README.md)")
 }

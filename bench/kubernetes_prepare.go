@@ -18,7 +18,6 @@ import (
 	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	kubelet "k8s.io/kubelet/pkg/apis/dra/v1"
 
@@ -118,7 +117,7 @@ func (c *clusterUnderTest) allocate(ctx context.Context, name string, result res
 	if err != nil {
 		return nil, fmt.Errorf("make claim %s: %w", name, err)
 	}
-	share := types.UID(uuid.NewUUID())
+	share := uuid.NewUUID()
 	result.ShareID = &share
 	result.ConsumedCapacity = map[resourceapi.QualifiedName]resource.Quantity{
 		"memory": resource.MustParse("1Gi"), "cores": resource.MustParse("1"), "tenants": resource.MustParse("1"),
@@ -182,7 +181,7 @@ func (c *clusterUnderTest) histogram(ctx context.Context) (h histogram, err erro
 	if err != nil {
 		return nil, fmt.Errorf("ask kerfd for its metrics: %w", err)
 	}
-	defer answer.Body.Close()
+	defer func() { _ = answer.Body.Close() }()
 	return readHistogram(answer.Body)
 }
 
