@@ -35,12 +35,14 @@ demo: deps build ## Four programs share one GPU, each inside its limit (simulate
 
 test: build ## Run every test
 	$(GO) test -timeout $(TESTTIME) ./...
+	cd dra-driver/oracle36 && $(GO) test ./...
 
 e2e: deps image $(B)/bin/cluster ## Kerf on a real Kubernetes node, simulated GPUs (the node's binaries take 15 minutes the first time)
 	cd deploy/e2e && KERF_E2E=1 $(GO) test -count=1 -timeout 60m -v ./...
 
-soak: build ## The long forms of the crash tests (thousands of kills)
-	KERF_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run 'Soak|Crash' ./...
+soak: deps image $(B)/bin/cluster ## The long forms of the crash tests (thousands of kills), on a cluster too
+	KERF_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run 'Soak|Crash|Succession' ./...
+	cd deploy/e2e && KERF_SOAK=1 KERF_E2E=1 $(GO) test -count=1 -timeout 60m -v -run 'TestKubernetes/h200x8/crash' ./...
 
 lint: ## Vet, lint, and check the format
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w"; exit 1; }
@@ -53,7 +55,7 @@ generate: ## Make the generated files again
 	$(GO) generate ./...
 	$(MAKE) manifests
 
-check: deps lint generate ## What must hold before a commit: lint, generated files as committed, C with gcc and clang
+check: deps lint generate chart-test ## What must hold before a commit: lint, generated files as committed, C with gcc and clang
 	@git diff --exit-code --stat -- . || { echo "generated files differ from the committed ones: commit what 'make generate' wrote"; exit 1; }
 	$(MAKE) clib CC=clang B=$(B)/clang
 
