@@ -261,7 +261,7 @@ func testForceDelete(s *scene) {
 func testPeople(s *scene) {
 	s.slice("seen", shared("2Gi", "10"), always())
 	s.running("seen")
-	for verb, words := range map[string][]string{"top --once": {s.ns, "seen"}, "doctor": {driverName}} {
+	for verb, words := range map[string][]string{"top --once": {s.ns, "seen"}, "doctor": {"kubernetes.slices", "8 devices are published"}} {
 		args := append([]string{"exec", "-n", installNamespace, "daemonset/kerfd", "--", "/usr/bin/kerf"}, strings.Fields(verb)...)
 		out, err := s.kubectl(s.Context(), nil, args...)
 		if err != nil || !containsAll(out, words) {

@@ -48,7 +48,6 @@ var stages = []stage{
 		{"bad-cdi-directory", testBadCDIDirectory},
 		{"bad-hook", testBadHook},
 		{"bad-full-disk", testBadFullDisk},
-		{"bad-second-driver", testBadSecondDriver},
 		{"bad-taint-rule", testBadTaintRule},
 		{"lost-gpu", testLostGPU},
 		{"hami", testHAMi},
@@ -57,6 +56,7 @@ var stages = []stage{
 		{"containerd-restart", testContainerdRestart},
 		{"crash", testCrash},
 		{"reboot", testReboot},
+		{"bad-second-driver", testBadSecondDriver},
 	}},
 	{"card-mode", nil, 8, []scenario{{"change", testModeChange}}},
 	{"overcommit", []string{"cards[0].mode=overcommit", "cards[0].overcommitPercent=150"}, 8, []scenario{
