@@ -30,12 +30,13 @@ type grants struct {
 	successor *control.Client // who serves owners now; nil: we do
 
 	mu       sync.Mutex
-	orphaned map[string]bool   // shares without a holder, which wait for their last session
-	watches  map[string]func() // of holders that are processes
+	orphaned map[string]bool          // shares without a holder, which wait for their last session
+	ending   map[string]chan struct{} // those of them that are being ended; closed then
+	watches  map[string]func()        // of holders that are processes
 }
 
 func newGrants(c Config, h *hardware, books *ledger.Ledger, log *slog.Logger) *grants {
-	return &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), watches: make(map[string]func())}
+	return &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), ending: make(map[string]chan struct{}), watches: make(map[string]func())}
 }
 
 // restore takes up the grants of the previous kerfd.
@@ -123,28 +124,55 @@ func (g *grants) holderGone(id string) {
 // endIfIdle ends a share that has neither holder nor session. It is called when either goes.
 func (g *grants) endIfIdle(id string) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.orphaned[id] {
+	if !g.orphaned[id] || g.ending[id] != nil {
+		g.mu.Unlock()
 		return
 	}
-	// The share goes before its line in the ledger: a kerfd that dies between the two finds a grant without a share, and ends it.
-	idle, err := g.arbiter.RemoveIdle(id)
-	if !idle && err == nil {
-		return
-	}
-	if err == nil {
-		err = g.dissolve(id)
-	}
-	if err == nil {
-		err = g.ledger.Release(id)
-	}
+	ended := make(chan struct{})
+	g.ending[id] = ended
+	g.mu.Unlock()
+	done, err := g.end(id)
 	if err != nil { // sweep tries again
 		g.log.Error("cannot end a share", "share", id, "error", err)
-		return
 	}
-	delete(g.orphaned, id)
-	g.changed.tell()
-	g.log.Info("ended", "share", id)
+	g.mu.Lock()
+	delete(g.ending, id)
+	if done {
+		delete(g.orphaned, id)
+	}
+	g.mu.Unlock()
+	close(ended)
+	if done {
+		g.changed.tell()
+		g.log.Info("ended", "share", id)
+	}
+}
+
+// end takes a share out of the world if no session is in it, and then off the record: a kerfd that dies between the two finds a grant
+// without a share, and ends it.
+func (g *grants) end(id string) (done bool, err error) {
+	if idle, err := g.arbiter.RemoveIdle(id); !idle || err != nil {
+		return false, err
+	}
+	if err := g.dissolve(id); err != nil {
+		return false, err
+	}
+	return true, g.ledger.Release(id)
+}
+
+// adopt gives a share a holder again that was given back and had not ended yet; one that is ending is waited for.
+func (g *grants) adopt(id string) {
+	for {
+		g.mu.Lock()
+		ending := g.ending[id]
+		if ending == nil {
+			delete(g.orphaned, id)
+			g.mu.Unlock()
+			return
+		}
+		g.mu.Unlock()
+		<-ending
+	}
 }
 
 // dissolve takes back the MIG instances that were made for a grant. Nobody else's are in their place: the ledger refuses that.

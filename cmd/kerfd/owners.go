@@ -30,6 +30,9 @@ func (d door) hold(ctx context.Context, owner ledger.Owner, asks []ledger.Ask) (
 		}
 	}
 	defer g.owners.lock(owner.UID)()
+	for _, entry := range g.ledger.Owned(d.name, owner.UID) {
+		g.adopt(entry.ID)
+	}
 	entries, err := g.holdSoon(ctx, d.name, owner, asks)
 	if err != nil {
 		return nil, err
@@ -37,7 +40,6 @@ func (d door) hold(ctx context.Context, owner ledger.Owner, asks []ledger.Ask) (
 	g.changed.tell()
 	held := make([]ledger.Held, 0, len(entries))
 	for _, entry := range entries {
-		g.adopt(entry.ID)
 		one, err := g.enforce(entry)
 		if err != nil { // the grant stays the owner's, who asks again or gives it back
 			return nil, err
@@ -161,13 +163,6 @@ func (d door) owners() (owners []ledger.Owner) {
 		}
 	}
 	return owners
-}
-
-// adopt gives a share a holder again, which was given back and had not ended yet.
-func (g *grants) adopt(id string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.orphaned, id)
 }
 
 // ownerLocks keep calls for one owner apart, and let those for others pass, mostly.

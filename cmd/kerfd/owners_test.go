@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,7 +23,7 @@ import (
 
 // site is a directory in which the doors of one kerfd after the other work, on a simulated node.
 type site struct {
-	t      *testing.T
+	t      testing.TB
 	config Config
 	*grants
 	end func()
@@ -30,14 +32,22 @@ type site struct {
 // siteDir is one for all sites: a process can bind NVML under one root only. t.TempDir is too long for a socket's path.
 var siteDir = filepath.Join(os.TempDir(), fmt.Sprintf("kerfd-site-%d", os.Getpid()))
 
-func newSite(t *testing.T) *site {
+// siteRun is on a tmpfs where there is one, as /run is.
+func siteRun() string {
+	if exists("/dev/shm") {
+		return filepath.Join("/dev/shm", filepath.Base(siteDir))
+	}
+	return filepath.Join(siteDir, "run")
+}
+
+func newSite(t testing.TB) *site {
 	t.Helper()
 	dir := siteDir
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Cleanup(func() { _, _ = os.RemoveAll(dir), os.RemoveAll(siteRun()) })
 	c, err := Config{
-		RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), LibDir: filepath.Join(build, "lib/kerf"),
+		RunDir: filepath.Join(siteRun(), "run"), StateDir: filepath.Join(dir, "state"), LibDir: filepath.Join(build, "lib/kerf"),
 		Simulate:   SimulateConfig{Profile: "a100x8"}, // the same for all: the simulated NVML reads it once a process
-		Kubernetes: KubernetesConfig{Enabled: true, NodeName: "n", CDIDir: filepath.Join(dir, "cdi"), HostDir: filepath.Join(dir, "host")},
+		Kubernetes: KubernetesConfig{Enabled: true, NodeName: "n", CDIDir: filepath.Join(siteRun(), "cdi"), HostDir: filepath.Join(dir, "host")},
 	}.complete()
 	if err != nil {
 		t.Fatal(err)
@@ -302,4 +312,39 @@ func TestRoomSoon(t *testing.T) {
 	if _, err := s.dra().Hold(ctx, ledger.Owner{UID: "late"}, []ledger.Ask{{Key: "late-a", Request: whole[0].Request}}); err == nil || !strings.Contains(err.Error(), "the most free memory is") {
 		t.Errorf("nobody gives it back: %v", err)
 	}
+}
+
+// BenchmarkHold32 is what 32 claims wait that kubelet prepares at once, in kerfd: ledger, share, CDI spec.
+func BenchmarkHold32(b *testing.B) {
+	s := newSite(b)
+	var times []time.Duration
+	var mu sync.Mutex
+	for i := range b.N {
+		var wait sync.WaitGroup
+		for j := range 32 {
+			wait.Go(func() {
+				owner := ledger.Owner{UID: fmt.Sprint("b", i, "-", j)}
+				began := time.Now()
+				_, err := s.dra().Hold(b.Context(), owner, []ledger.Ask{{Key: owner.UID, Request: share.Request{Memory: node.GiB}}})
+				took := time.Since(began)
+				if err != nil {
+					b.Error(err)
+				}
+				mu.Lock()
+				times = append(times, took)
+				mu.Unlock()
+			})
+		}
+		wait.Wait()
+		b.StopTimer()
+		for j := range 32 {
+			if err := s.dra().Drop(b.Context(), fmt.Sprint("b", i, "-", j)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.StartTimer()
+	}
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds())/1000, "p99-ms")
 }

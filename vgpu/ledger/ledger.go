@@ -15,6 +15,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"sync"
@@ -108,61 +109,80 @@ func (l *Ledger) Close() error { return l.store.Close() }
 // The Granted field of gpus is filled in here. Errors of the policy come back as they are.
 func (l *Ledger) Grant(gpus []share.GPU, request share.Request, holder Holder, now time.Time) (Entry, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	grant, err := share.Decide(fill(gpus, slices.Collect(maps.Values(l.entries))), request)
+	entry, err := l.decide(gpus, request, holder, now)
+	l.mu.Unlock()
+	if err != nil {
+		return Entry{}, err
+	}
+	return entry, l.write(entry)
+}
+
+// decide makes an entry that counts from now on, though it is not written yet: disks are slow, and others need not wait for ours.
+func (l *Ledger) decide(gpus []share.GPU, request share.Request, holder Holder, now time.Time) (Entry, error) {
+	grant, err := share.Decide(fill(gpus, maps.Values(l.entries)), request)
 	if err != nil {
 		return Entry{}, err
 	}
 	entry := Entry{ID: newID(), Grant: grant, Holder: holder, Created: now.UTC()}
-	return entry, l.put(entry)
+	l.entries[entry.ID] = entry
+	return entry, nil
 }
 
-func (l *Ledger) put(entry Entry) error {
-	if err := l.store.Put(entry.ID, entry); err != nil {
-		return fmt.Errorf("record grant: %w", err)
+// write records decided entries, or none of them. What cannot be taken back is still the owner's, who asks again or gives it back.
+func (l *Ledger) write(entries ...Entry) error {
+	for _, entry := range entries {
+		if err := l.store.Put(entry.ID, entry); err != nil {
+			return errors.Join(fmt.Errorf("record grant: %w", err), l.forget(entries))
+		}
 	}
-	l.entries[entry.ID] = entry
 	return nil
 }
 
+// forget takes entries back.
+func (l *Ledger) forget(entries []Entry) error {
+	var errs []error
+	for _, entry := range entries {
+		errs = append(errs, l.Release(entry.ID))
+	}
+	return errors.Join(errs...)
+}
+
 // Hold gives an owner all that it asks, or nothing. What it holds under a key already is the answer for that key, whatever else
-// is asked: the owner asks again after a crash of either side, and its terms do not change.
+// is asked: the owner asks again after a crash of either side, and its terms do not change. Calls for one owner must follow each other.
 func (l *Ledger) Hold(gpus []share.GPU, door string, owner Owner, asks []Ask, now time.Time) ([]Entry, error) {
+	held, fresh, err := l.decideAll(gpus, door, owner, asks, now)
+	if err != nil {
+		return nil, err
+	}
+	return held, l.write(fresh...)
+}
+
+func (l *Ledger) decideAll(gpus []share.GPU, door string, owner Owner, asks []Ask, now time.Time) (held, fresh []Entry, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var held, fresh []Entry
+	defer func() {
+		if err != nil { // nothing of it is written yet
+			for _, entry := range fresh {
+				delete(l.entries, entry.ID)
+			}
+		}
+	}()
 	for _, ask := range asks {
 		entry, known := l.find(door, ask.Key)
 		switch {
 		case slices.ContainsFunc(held, func(e Entry) bool { return e.Holder.Key == ask.Key }):
-			return nil, fmt.Errorf("%s: asked twice at once; a key names one grant", ask.Key)
+			return nil, fresh, fmt.Errorf("%s: asked twice at once; a key names one grant", ask.Key)
 		case known && entry.Holder.Owner.UID != owner.UID:
-			return nil, fmt.Errorf("%s: %s has it (uid %s); an owner's keys must be its own", ask.Key, entry.Holder.Owner, entry.Holder.Owner.UID)
+			return nil, fresh, fmt.Errorf("%s: %s has it (uid %s); an owner's keys must be its own", ask.Key, entry.Holder.Owner, entry.Holder.Owner.UID)
 		case !known:
-			grant, err := share.Decide(fill(gpus, append(slices.Collect(maps.Values(l.entries)), fresh...)), ask.Request)
-			if err != nil {
-				return nil, err
+			if entry, err = l.decide(gpus, ask.Request, Holder{Door: door, Owner: owner, Key: ask.Key}, now); err != nil {
+				return nil, fresh, err
 			}
-			entry = Entry{ID: newID(), Grant: grant, Holder: Holder{Door: door, Owner: owner, Key: ask.Key}, Created: now.UTC()}
 			fresh = append(fresh, entry)
 		}
 		held = append(held, entry)
 	}
-	for i, entry := range fresh {
-		if err := l.put(entry); err != nil {
-			return nil, errors.Join(err, l.forget(fresh[:i+1]))
-		}
-	}
-	return held, nil
-}
-
-// forget takes back what was just put. What cannot be is still the owner's, who asks again or gives it back.
-func (l *Ledger) forget(entries []Entry) error {
-	var errs []error
-	for _, entry := range entries {
-		errs = append(errs, l.release(entry.ID))
-	}
-	return errors.Join(errs...)
+	return held, fresh, nil
 }
 
 func (l *Ledger) find(door, key string) (Entry, bool) {
@@ -176,30 +196,42 @@ func (l *Ledger) find(door, key string) (Entry, bool) {
 
 // Owned are the grants of an owner, the oldest first.
 func (l *Ledger) Owned(door, uid string) []Entry {
-	return slices.DeleteFunc(l.Entries(), func(e Entry) bool { return e.Holder.Door != door || e.Holder.Owner.UID != uid })
+	return l.where(func(e Entry) bool { return e.Holder.Door == door && e.Holder.Owner.UID == uid })
+}
+
+func (l *Ledger) where(wanted func(Entry) bool) (entries []Entry) {
+	l.mu.Lock()
+	for _, entry := range l.entries {
+		if wanted(entry) {
+			entries = append(entries, entry)
+		}
+	}
+	l.mu.Unlock()
+	slices.SortFunc(entries, func(a, b Entry) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
+	return entries
 }
 
 // Update writes down what was learnt of a grant since: the MIG instance that was made for it. Nothing else may change.
 func (l *Ledger) Update(entry Entry) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, ok := l.entries[entry.ID]; !ok {
+	if _, ok := l.Entry(entry.ID); !ok {
 		return fmt.Errorf("update grant %s: it has ended", entry.ID)
 	}
-	return l.put(entry)
-}
-
-// Release takes a grant off the record; it is no error that it is not there.
-func (l *Ledger) Release(id string) error {
+	if err := l.store.Put(entry.ID, entry); err != nil {
+		return fmt.Errorf("update grant %s: %w", entry.ID, err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.release(id)
+	l.entries[entry.ID] = entry
+	return nil
 }
 
-func (l *Ledger) release(id string) error {
+// Release takes a grant off the record, and only then counts it no more; it is no error that it is not there.
+func (l *Ledger) Release(id string) error {
 	if err := l.store.Delete(id); err != nil {
 		return fmt.Errorf("release grant: %w", err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	delete(l.entries, id)
 	return nil
 }
@@ -213,24 +245,18 @@ func (l *Ledger) Entry(id string) (Entry, bool) {
 }
 
 // Entries are all grants, the oldest first.
-func (l *Ledger) Entries() []Entry {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.SortedFunc(maps.Values(l.entries), func(a, b Entry) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
-	})
-}
+func (l *Ledger) Entries() []Entry { return l.where(func(Entry) bool { return true }) }
 
 // Fill returns the GPUs with what is granted on each.
 func (l *Ledger) Fill(gpus []share.GPU) []share.GPU {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return fill(gpus, slices.Collect(maps.Values(l.entries)))
+	return fill(gpus, maps.Values(l.entries))
 }
 
-func fill(gpus []share.GPU, entries []Entry) []share.GPU {
+func fill(gpus []share.GPU, entries iter.Seq[Entry]) []share.GPU {
 	held := make(map[node.UUID][]share.Device)
-	for _, entry := range entries {
+	for entry := range entries {
 		if entry.Grant.Admin { // it watches, and holds nothing
 			continue
 		}
