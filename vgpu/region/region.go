@@ -38,6 +38,8 @@ const (
 	FlagTampered  = 0x2 // usage did not add up: nothing more is allocated
 	FlagRevoked   = 0x4 // the grant has ended
 	FlagSimulated = 0x8 // the GPUs are simulated
+
+	FlagOvercommit = 0x10 // linear memory can be swapped out to the host; set before the first attach, and never changed
 )
 
 // DeviceMIG in PolicyDevice.Flags: UUID names a MIG device.
@@ -55,7 +57,9 @@ type PolicyDevice struct {
 	ContextBytes uint64 // what one context takes on this GPU, 0 while not known
 	Cores        uint32 // percent of GPU time, 0: best effort
 	Flags        uint32 // DeviceMIG
-	_            [72]byte
+	MinResident  uint64 // what a process of an over-committed share never swaps out
+	HostLimit    uint64 // host memory that one process may fill with what it swaps out, 0: no limit
+	_            [56]byte
 }
 
 // Policy is the page that kerfd writes.
@@ -95,6 +99,18 @@ type Sum struct {
 	_       [56]byte
 }
 
+// Residency says where the swappable memory of one session of an over-committed share is, in whole pages as the card holds
+// them. It is the slot's only if the generations are equal.
+type Residency struct {
+	Generation uint32
+	_          uint32
+	Host       uint64 // bytes of page-locked host memory taken for swapping
+	_          [48]byte
+	Resident   [MaxDevices]uint64
+	Swapped    [MaxDevices]uint64
+	Moved      [MaxDevices]uint64 // bytes that were copied in or out, ever
+}
+
 // Usage is the page that the tenant's processes write.
 type Usage struct {
 	Magic, Version uint32
@@ -103,6 +119,7 @@ type Usage struct {
 	_              [48]byte
 	Sum            [MaxDevices]Sum
 	Slot           [MaxSlots]Slot
+	Residency      [MaxSlots]Residency
 }
 
 // RosterEntry is a session as kerfd wrote it down for the kerfd that comes next. Generation is written last.

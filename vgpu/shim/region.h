@@ -32,6 +32,7 @@
 #define KERF_POLICY_TAMPERED  0x2u /* usage did not add up: no further allocation in this share */
 #define KERF_POLICY_REVOKED   0x4u /* the grant has ended: no new session, no further allocation */
 #define KERF_POLICY_SIMULATED 0x8u /* the GPUs are simulated */
+#define KERF_POLICY_OVERCOMMIT 0x10u /* linear memory can be swapped out to the host; set before the first attach, and never changed */
 
 /* kerf_policy_device.flags */
 #define KERF_DEVICE_MIG 0x1u /* uuid names a MIG device: MIG-…, not GPU-… */
@@ -44,7 +45,9 @@ struct kerf_policy_device { /* 128 bytes */
 	uint64_t context_bytes; /* bytes that one context takes here, charged when one is created; 0: not learned yet */
 	uint32_t cores;         /* percent of GPU time, 0: best effort */
 	uint32_t flags;         /* KERF_DEVICE_* */
-	uint8_t  reserved[72];
+	uint64_t min_resident;  /* bytes of this device that a process of an over-committed share never swaps out */
+	uint64_t host_limit;    /* bytes of host memory that one process may fill with what it swaps out; 0: no limit */
+	uint8_t  reserved[56];
 };
 
 struct kerf_policy {
@@ -82,6 +85,19 @@ struct kerf_slot { /* 256 bytes */
 
 struct kerf_usage_sum { uint64_t charged; uint8_t pad[56]; };
 
+/* Where the swappable memory of one process of an over-committed share is. Bytes as the card holds them: whole pages, so
+ * small allocations count here for more than they are charged. The rest of what is charged (contexts, pools, arrays,
+ * graphs, the tenant's own cuMemCreate) stays on the card. Of the slot only if the generations are equal. */
+struct kerf_residency { /* 448 bytes */
+	uint32_t generation;    /* the slot's */
+	uint32_t reserved0;
+	uint64_t host;          /* bytes of page-locked host memory taken for swapping, filled or not */
+	uint8_t  pad[48];
+	uint64_t resident[KERF_MAX_DEVICES];
+	uint64_t swapped[KERF_MAX_DEVICES];
+	uint64_t moved[KERF_MAX_DEVICES]; /* bytes that were copied in or out, ever */
+};
+
 struct kerf_usage {
 	uint32_t magic, version;
 	uint32_t size;
@@ -89,6 +105,7 @@ struct kerf_usage {
 	uint8_t  pad0[48];
 	struct kerf_usage_sum sum[KERF_MAX_DEVICES]; /* of the whole share */
 	struct kerf_slot slot[KERF_MAX_SLOTS];
+	struct kerf_residency residency[KERF_MAX_SLOTS];
 };
 
 /* --- the socket -------------------------------------------------------------------------------------- */
