@@ -3,6 +3,7 @@ package dra
 import (
 	"fmt"
 	"maps"
+	"slices"
 
 	resourceapi "k8s.io/api/resource/v1"
 
@@ -34,6 +35,9 @@ type place struct {
 func placements(c Card, base resourceapi.Device) (devices []resourceapi.Device, set resourceapi.CounterSet) {
 	set = resourceapi.CounterSet{Name: deviceName(c), Counters: counters{}}
 	for _, p := range places(c) {
+		if slices.ContainsFunc(c.Share.Foreign, p.at.Overlaps) {
+			continue // somebody else's instance is there: a claim would be allocated, and refused again and again
+		}
 		d := *base.DeepCopy()
 		d.Name = placementName(c, p.at)
 		a := attributeMap(d.Attributes)
