@@ -51,6 +51,7 @@ var stages = []stage{
 		{"bad-taint-rule", testBadTaintRule},
 		{"lost-gpu", testLostGPU},
 		{"hami", testHAMi},
+		{"upstream", testUpstream},
 		{"rolling-update", testRollingUpdate},
 		{"kubelet-restart", testKubeletRestart},
 		{"containerd-restart", testContainerdRestart},
