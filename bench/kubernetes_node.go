@@ -74,8 +74,10 @@ func (c *clusterUnderTest) containersMade(ctx context.Context, pods map[string]t
 		return fmt.Errorf("list containerd's sandboxes: %w", err)
 	}
 	for _, one := range sandboxes.Items {
-		if t := pods[one.Metadata.Name]; t != nil && one.Metadata.Namespace == benchNamespace {
-			t[sandbox] = time.Unix(0, one.CreatedAt)
+		made := time.Unix(0, one.CreatedAt)
+		// One of an earlier run may not be cleaned up yet.
+		if t := pods[one.Metadata.Name]; t != nil && one.Metadata.Namespace == benchNamespace && made.After(t[posted]) {
+			t[sandbox] = made
 		}
 	}
 	containers, err := runtime.ListContainers(ctx, &cri.ListContainersRequest{})
@@ -84,7 +86,7 @@ func (c *clusterUnderTest) containersMade(ctx context.Context, pods map[string]t
 	}
 	for _, one := range containers.Containers {
 		t := pods[one.Labels["io.kubernetes.pod.name"]]
-		if t == nil || one.Labels["io.kubernetes.pod.namespace"] != benchNamespace {
+		if t == nil || one.Labels["io.kubernetes.pod.namespace"] != benchNamespace || time.Unix(0, one.CreatedAt).Before(t[posted]) {
 			continue
 		}
 		status, err := runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: one.Id})
