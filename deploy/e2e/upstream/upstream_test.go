@@ -16,7 +16,7 @@ import (
 const kubeconfig = "KERF_E2E_KUBECONFIG"
 
 // focus names the tests: the conformance tests of the API group. All others of that suite start pods with images of a registry.
-const focus = `\[DRA\] CRUD Tests`
+const focus = `\[DRA\] CRUD Tests.*\[Conformance\]`
 
 func TestMain(m *testing.M) {
 	config.CopyFlags(config.Flags, flag.CommandLine)
