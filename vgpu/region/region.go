@@ -40,6 +40,15 @@ const (
 	FlagSimulated = 0x8 // the GPUs are simulated
 
 	FlagOvercommit = 0x10 // linear memory can be swapped out to the host; set before the first attach, and never changed
+	FlagLeases     = 0x20 // GPU time is leased: the gate opens and shuts, and kerfd must be told of work
+	FlagHold       = 0x40 // while kerfd is away a gate that it left shut stays shut; else it opens
+)
+
+// What the gate word says.
+const (
+	GateOpen   = 0 // nobody else wants the GPU
+	GateShut   = 1
+	GateShared = 2 // open, but no more than a few milliseconds of work ahead: others wait, or may soon
 )
 
 // DeviceMIG in PolicyDevice.Flags: UUID names a MIG device.
@@ -72,7 +81,7 @@ type Policy struct {
 	Epoch          uint64
 	Share          [40]byte
 	_              [56]byte
-	Gate           uint32 // 0: open
+	Gate           uint32 // GateOpen and so on; a futex word
 	_              [60]byte
 	Device         [MaxDevices]PolicyDevice
 	HostPID        [MaxSlots]int32
@@ -149,7 +158,25 @@ const (
 	HelloAttach  = 1 // a session, please
 	HelloNote    = 2 // write this to kerfd's log
 	HelloMeasure = 3 // read NVML before the answer: a context was made whose price is not known
+	HelloLease   = 4 // keep this connection for the leases of an attached process
 )
+
+// What goes over the connection for leases, either way.
+const (
+	LeaseWatch   = 1 // kerfd: say when work begins and ends (Flags 1), or no more (0)
+	LeaseDrain   = 2 // kerfd: the gate is shut; answer when all that was submitted has ended. Flags 1: some of it went unwatched
+	LeaseBegan   = 3 // the process waits at the gate, or was seen to submit
+	LeaseEnded   = 4 // it has submitted nothing for a while, and all is done
+	LeaseDrained = 5
+)
+
+// Lease is a message of that connection.
+type Lease struct {
+	Kind  uint32
+	Flags uint32
+	Lease uint64 // LeaseDrain, LeaseDrained: which
+	At    uint64 // LeaseDrained: when the work ended, CLOCK_MONOTONIC ns
+}
 
 // Hello is the one message of the shim on the share's socket.
 type Hello struct {
@@ -310,6 +337,17 @@ func ParseHello(b []byte) (h Hello, ok bool) {
 	h = *(*Hello)(unsafe.Pointer(&b[0]))
 	return h, h.Magic == Magic
 }
+
+// ParseLease reads a message of the connection for leases; ok is false when it is not one.
+func ParseLease(b []byte) (m Lease, ok bool) {
+	if len(b) != int(unsafe.Sizeof(m)) {
+		return m, false
+	}
+	return *(*Lease)(unsafe.Pointer(&b[0])), true
+}
+
+// Bytes is the message as it goes over the socket.
+func (m *Lease) Bytes() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(m)), unsafe.Sizeof(*m)) }
 
 // Bytes is the message as it goes over the socket.
 func (w *Welcome) Bytes() []byte {

@@ -4,7 +4,8 @@
  *
  *   policy   struct kerf_policy, written by kerfd alone; the tenant has it read-only.
  *   usage    struct kerf_usage, written by the tenant's processes; kerfd folds the slots of dead ones.
- *   socket   SOCK_SEQPACKET: one kerf_hello in, one kerf_welcome out, then closed by both.
+ *   socket   SOCK_SEQPACKET: one kerf_hello in, one kerf_welcome out, then closed by both; after KERF_HELLO_LEASE it
+ *            stays, and carries kerf_lease both ways.
  *
  * A process maps usage before it says hello and as long as it is attached, whole and once for each copy of the shim: kerfd
  * reads /proc/PID/maps to see which sessions are gone after an exec.
@@ -33,6 +34,13 @@
 #define KERF_POLICY_REVOKED   0x4u /* the grant has ended: no new session, no further allocation */
 #define KERF_POLICY_SIMULATED 0x8u /* the GPUs are simulated */
 #define KERF_POLICY_OVERCOMMIT 0x10u /* linear memory can be swapped out to the host; set before the first attach, and never changed */
+#define KERF_POLICY_LEASES 0x20u /* GPU time is leased: the gate opens and shuts, and kerfd must be told of work */
+#define KERF_POLICY_HOLD   0x40u /* while kerfd is away a gate that it left shut stays shut; else it opens */
+
+/* kerf_policy.gate. Any other value is taken as shut. */
+#define KERF_GATE_OPEN   0u /* nobody else wants the GPU: submit, nothing is watched */
+#define KERF_GATE_SHUT   1u
+#define KERF_GATE_SHARED 2u /* submit, but no more than a few milliseconds ahead: others wait, or may soon */
 
 /* kerf_policy_device.flags */
 #define KERF_DEVICE_MIG 0x1u /* uuid names a MIG device: MIG-…, not GPU-… */
@@ -59,7 +67,7 @@ struct kerf_policy {
 	uint64_t epoch;         /* raised by kerfd after each change */
 	char     share[40];     /* the share's id, NUL-terminated */
 	uint8_t  pad0[56];
-	uint32_t gate;          /* 0: open. Alone in its cache line: read on every launch, and a futex word */
+	uint32_t gate;          /* KERF_GATE_*. Alone in its cache line: read on every launch, and a futex word */
 	uint8_t  pad1[60];
 	struct kerf_policy_device device[KERF_MAX_DEVICES];
 	/* The host's pid of each slot's process, 0 where free: what NVML's process lists are filtered by. */
@@ -114,6 +122,8 @@ struct kerf_usage {
 #define KERF_HELLO_NOTE   2u /* tell kerfd of something worth a line in its log; answered like attach */
 /* A context was made while policy.context_bytes was 0: kerfd reads NVML, and answers once `implicit` counts the context. */
 #define KERF_HELLO_MEASURE 3u
+/* The connection of an attached process for its leases. It lasts as long as the process does, or until it calls exec. */
+#define KERF_HELLO_LEASE 4u
 
 struct kerf_hello {
 	uint32_t magic, version;  /* region version: a shim and a kerfd of different versions refuse each other */
@@ -137,6 +147,21 @@ struct kerf_welcome {
 	uint32_t generation;      /* equal to slot[slot].generation */
 	uint32_t reserved0;
 	char     reason[KERF_REASON_LEN]; /* one line: what was asked, what was found, what to do */
+};
+
+/* kerf_lease.kind: by kerfd */
+#define KERF_LEASE_WATCH 1u /* flags 1: say when work begins and ends; 0: no more */
+#define KERF_LEASE_DRAIN 2u /* the gate is shut: answer DRAINED when all that was submitted has ended; flags 1: some went unwatched */
+/* by the process */
+#define KERF_LEASE_BEGAN   3u /* it waits at the gate, or was seen to submit */
+#define KERF_LEASE_ENDED   4u /* it has submitted nothing for a while, and all is done */
+#define KERF_LEASE_DRAINED 5u
+
+struct kerf_lease {
+	uint32_t kind;
+	uint32_t flags;
+	uint64_t lease;          /* DRAIN, DRAINED: which */
+	uint64_t at;             /* DRAINED: when the work ended, CLOCK_MONOTONIC ns */
 };
 
 #endif
