@@ -2,6 +2,7 @@ package hook
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -51,46 +52,65 @@ func readImage(r *root, env []string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	image := &Image{Libraries: r.list(LibDir), Default: defaultDirs(loader)}
-	slices.Sort(image.Libraries)
+	image := &Image{Default: defaultDirs(loader), ConfDir: r.isDir("/etc/ld.so.conf.d")}
 	image.Default = slices.DeleteFunc(image.Default, func(dir string) bool { return !r.isDir(dir) })
-	image.ConfDir = r.isDir("/etc/ld.so.conf.d")
-	image.Cache = readCache(r)
-	dirs := searched(r, env, image.Default)
-	for _, pattern := range slices.Concat(usualDirs, envDirs(env, "CONDA_PREFIX", "/lib", "/cuda-compat")) {
-		dirs = append(dirs, r.glob(pattern)...)
+	if image.Libraries, err = r.list(LibDir, anyName); err != nil {
+		return nil, err
 	}
+	slices.Sort(image.Libraries)
+	if image.Cache, err = readCache(r); err != nil {
+		return nil, err
+	}
+	dirs, err := searched(r, env, image.Default)
+	if err != nil {
+		return nil, err
+	}
+	image.Taken, err = takenIn(r, dirs, image.Cache)
+	return image, err
+}
+
+// takenIn are the files in the way in directories and in the cache, outside of Kerf's own directory.
+func takenIn(r *root, dirs []string, cache *ldcache.Cache) (taken []string, err error) {
 	read := make(map[file]bool) // most images have /lib as a link to /usr/lib
 	for _, dir := range dirs {
-		if id, _, err := r.stat(dir); err == nil && !read[id] {
-			read[id] = true
-			image.Taken = append(image.Taken, r.taken(dir)...)
+		id, _, err := r.stat(dir)
+		if err != nil || read[id] {
+			continue
+		}
+		read[id] = true
+		found, err := r.taken(dir)
+		taken = append(taken, found...)
+		if err := cmp.Or(err, few("the directories that a loader searches", len(taken), maxNames)); err != nil {
+			return nil, err
 		}
 	}
-	if image.Cache != nil {
-		for _, e := range image.Cache.Entries {
+	if cache != nil {
+		for _, e := range cache.Entries {
 			if isLibrary(e.Name) && r.isFile(e.Path) {
-				image.Taken = append(image.Taken, e.Path)
+				taken = append(taken, e.Path)
 			}
 		}
 	}
-	image.Taken = slices.DeleteFunc(image.Taken, func(p string) bool { return within(p, Root) })
-	slices.Sort(image.Taken)
-	image.Taken = slices.Compact(image.Taken)
-	return image, nil
+	taken = slices.DeleteFunc(taken, func(p string) bool { return within(p, Root) })
+	slices.Sort(taken)
+	taken = slices.Compact(taken)
+	return taken, few(ldcache.Path, len(taken), maxNames)
 }
 
-// readCache is the loader's cache; nil where there is none, or none that the loader could read.
-func readCache(r *root) *ldcache.Cache {
+// readCache is the loader's cache; nil where there is none, or none that the loader could read. One that is too large here, and not
+// for the loader, is an error: without it the image's other libraries would not be found.
+func readCache(r *root) (*ldcache.Cache, error) {
 	text, err := r.read(ldcache.Path)
-	if err != nil {
-		return nil
+	if err == nil {
+		var cache *ldcache.Cache
+		if cache, err = ldcache.Parse(text); err == nil {
+			return cache, nil
+		}
 	}
-	cache, err := ldcache.Parse(text)
-	if err != nil {
-		return nil
+	if errors.Is(err, errTooLarge) || errors.Is(err, ldcache.ErrTooLarge) {
+		return nil, fmt.Errorf("read the image's %s: %w; make it anew with ldconfig where the image is built", ldcache.Path, err)
 	}
-	return cache
+	return nil, nil
 }
 
 // readLoader is the content of glibc's loader.
@@ -140,15 +160,32 @@ func defaultDirs(loader []byte) (dirs []string) {
 	return []string{"/lib64", "/usr/lib64", "/lib", "/usr/lib"}
 }
 
-// searched are the directories that a loader searches beside its cache. Its own come first: Plan knows them by these names.
-func searched(r *root, env, defaults []string) (dirs []string) {
+// searched are the directories that a loader searches beside its cache, and those that programs name themselves. The loader's own come
+// first: Plan knows them by these names.
+func searched(r *root, env, defaults []string) (dirs []string, err error) {
+	add := func(base string, patterns ...string) error {
+		for _, pattern := range patterns {
+			found, err := r.glob(base, pattern)
+			dirs = append(dirs, found...)
+			if err := cmp.Or(err, few("LD_LIBRARY_PATH and the like", len(dirs), maxDirs)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	for _, dir := range slices.Concat(defaults, libraryPath(env)) {
-		for _, level := range levelDirs {
-			dirs = append(dirs, r.glob(path.Join(dir, level))...)
+		if !r.isDir(dir) {
+			continue
+		}
+		if err := add(dir, levelDirs...); err != nil {
+			return nil, err
 		}
 		dirs = append(dirs, dir)
 	}
-	return dirs
+	if err := add("/", usualDirs...); err != nil {
+		return nil, err
+	}
+	return append(dirs, envDirs(env, "CONDA_PREFIX", "/lib", "/cuda-compat")...), nil
 }
 
 // libraryPath is LD_LIBRARY_PATH's absolute directories. Relative ones and $ORIGIN depend on the program.
@@ -179,13 +216,18 @@ func isLibrary(name string) bool {
 
 // taken are the files of a directory that have the name of one of the libraries, whatever its version: an ldconfig in the container
 // makes the link that a loader follows.
-func (r *root) taken(dir string) (found []string) {
-	for _, name := range r.list(dir) {
-		if isLibrary(name) && r.isFile(path.Join(dir, name)) {
-			found = append(found, path.Join(dir, name))
+func (r *root) taken(dir string) ([]string, error) {
+	names, err := r.list(dir, isLibrary)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, name := range names {
+		if file := path.Join(dir, name); r.isFile(file) {
+			found = append(found, file)
 		}
 	}
-	return found
+	return found, nil
 }
 
 func (r *root) isFile(name string) bool {

@@ -67,10 +67,11 @@ func hostFile(name string) file {
 
 // onlyShares: the container sees no other container's share. The shims take every share that they find.
 func (r *root) onlyShares(shares []Share) error {
-	for _, name := range r.list(Root + "/shares") {
-		if !slices.ContainsFunc(shares, func(s Share) bool { return s.ID == name }) {
-			return errors.New("another container's share is in sight below " + Root + "/shares: a volume on /run or above is the host's, or a container with another claim uses it too (mount it elsewhere), or the image has that directory (take it out)")
-		}
+	others, err := r.list(Root+"/shares", func(name string) bool {
+		return !slices.ContainsFunc(shares, func(s Share) bool { return s.ID == name })
+	})
+	if err != nil || len(others) > 0 {
+		return errors.New("another container's share is in sight below " + Root + "/shares: a volume on /run or above is the host's, or a container with another claim uses it too (mount it elsewhere), or the image has that directory (take it out)")
 	}
 	return nil
 }

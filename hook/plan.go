@@ -135,7 +135,10 @@ func prove(r *root, image *Image) error {
 			return err
 		}
 	}
-	cache := readCache(r)
+	cache, err := readCache(r)
+	if err != nil {
+		return err
+	}
 	for _, name := range image.Libraries {
 		if !isLibrary(name) || path.Ext(name) != ".1" {
 			continue

@@ -165,8 +165,8 @@ func TestConfinement(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(outside, "file")); err != nil || string(text) != "the host's" {
 		t.Error(string(text), err)
 	}
-	if got := r.list("/etc/dir"); got != nil {
-		t.Error(got)
+	if got, err := r.list("/etc/dir", anyName); got != nil || err != nil {
+		t.Error(got, err)
 	}
 }
 
@@ -187,11 +187,65 @@ func TestGlob(t *testing.T) {
 		"/none/*/lib":             nil,
 		"/plain":                  {"/plain"},
 	} {
-		got := r.glob(pattern)
+		got, err := r.glob("/", pattern)
+		if err != nil {
+			t.Error(err)
+		}
 		slices.Sort(got)
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s: %s", pattern, diff)
 		}
+	}
+}
+
+// What a hostile image, or a volume in it, has in masses is not collected: it is passed over, or refused.
+func TestMasses(t *testing.T) {
+	many := func(t *testing.T, dir, pattern string) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for i := range maxNames + 1 {
+			if err := os.Mkdir(filepath.Join(dir, fmt.Sprintf(pattern, i)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		make func(t *testing.T, dir string)
+		env  string
+		want string // part of the refusal
+	}{
+		{"a volume of other files", func(t *testing.T, dir string) { many(t, dir+"/data", "%d") }, "LD_LIBRARY_PATH=/data", ""},
+		{"a path with stars, which are no pattern to a loader", func(t *testing.T, dir string) {
+			many(t, dir+"/data", "%d")
+			writeFile(t, dir+"/data/0/libcuda.so.1", "")
+		}, "LD_LIBRARY_PATH=/*/*:/*", ""},
+		{"a path of masses that are not there", func(*testing.T, string) {}, "LD_LIBRARY_PATH=" + strings.Repeat("/none:", 10000), ""},
+		{"a path of masses", func(*testing.T, string) {}, "LD_LIBRARY_PATH=" + strings.Repeat("/etc:", 10000), "LD_LIBRARY_PATH and the like: more than"},
+		{"libraries", func(t *testing.T, dir string) { many(t, dir+"/usr/lib64", "libcuda.so.%d") }, "", "/usr/lib64: more than"},
+		{"environments", func(t *testing.T, dir string) { many(t, dir+"/opt/conda/envs", "%d") }, "", "/opt/conda/envs: more than"},
+		{"files among Kerf's", func(t *testing.T, dir string) { many(t, dir+LibDir, "%d") }, "", LibDir + ": more than"},
+		{"a loader", func(t *testing.T, dir string) {
+			if err := os.Truncate(dir+loaders[runtime.GOARCH].glibc[0], maxRead+1); err != nil {
+				t.Fatal(err)
+			}
+		}, "", "larger than the 8 MiB"},
+		{"a cache", func(t *testing.T, dir string) {
+			writeFile(t, dir+ldcache.Path, "")
+			if err := os.Truncate(dir+ldcache.Path, maxRead+1); err != nil {
+				t.Fatal(err)
+			}
+		}, "", "make it anew with ldconfig"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := fakeRoot(t)
+			tt.make(t, dir)
+			err := createContainer(&container{spec: &specs.Spec{Process: &specs.Process{Env: []string{tt.env}}}, rootfs: dir})
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+		})
 	}
 }
 

@@ -2,15 +2,19 @@ package hook
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kerf-gpu/kerf/hook/ldcache"
 )
 
 // root is the root directory of a container, as a descriptor. Every path below it is resolved as if the process had changed its root:
@@ -75,8 +79,13 @@ func statFD(fd int) (file, os.FileMode, error) {
 	return file{dev: st.Dev, ino: st.Ino}, mode, nil
 }
 
-// maxRead bounds what is read of an image.
-const maxRead = 32 << 20
+// What is read of an image is bounded: this program runs outside of the container's limit of memory, and many at once.
+const (
+	maxRead  = ldcache.MaxBytes // of a file: the loader, its cache
+	maxNames = 1024             // that are kept of a directory, or of a pattern
+	maxDirs  = 8192             // that are searched; some package managers name hundreds
+	chunk    = 1024             // names that are read of a directory at once
+)
 
 // read is the content of a regular file. Nothing else is opened for reading: opening a device or a pipe does things.
 func (r *root) read(name string) ([]byte, error) {
@@ -97,47 +106,85 @@ func (r *root) read(name string) ([]byte, error) {
 	if info, err := f.Stat(); err == nil {
 		content.Grow(int(min(info.Size(), maxRead)) + bytes.MinRead)
 	}
-	_, err = content.ReadFrom(io.LimitReader(f, maxRead))
+	if _, err = content.ReadFrom(io.LimitReader(f, maxRead+1)); err == nil && content.Len() > maxRead {
+		return nil, fmt.Errorf("%s: %w", name, errTooLarge)
+	}
 	return content.Bytes(), err
 }
+
+// errTooLarge is for what no honest image has.
+var errTooLarge = fmt.Errorf("larger than the %d MiB that are read of a file in an image", maxRead>>20)
 
 // procPath names what a descriptor is open on, whatever its path leads to by now.
 func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// list is the names in a directory; none where there is no such directory.
-func (r *root) list(dir string) []string {
+// list is the names in a directory that are wanted; none where there is no such directory. A volume may have millions of others.
+func (r *root) list(dir string, wanted func(name string) bool) (found []string, err error) {
 	fd, err := r.open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	f := os.NewFile(uintptr(fd), dir)
 	defer func() { _ = f.Close() }()
-	names, _ := f.Readdirnames(-1) // a directory that cannot be read to its end is one whose files a loader may not find either
-	return names
+	for {
+		// A directory that cannot be read to its end is one whose files a loader may not find either.
+		names, err := f.Readdirnames(chunk)
+		for _, name := range names {
+			if wanted(name) {
+				found = append(found, name)
+			}
+		}
+		if err := few(dir, len(found), maxNames); err != nil || len(names) == 0 {
+			return found, err
+		}
+		if err != nil {
+			return found, nil
+		}
+	}
 }
 
-// glob expands stars in the elements of a path. Directories only.
-func (r *root) glob(pattern string) []string {
-	star := strings.IndexByte(pattern, '*')
-	if star < 0 {
-		return []string{pattern}
+// few is an error for more than an honest image has.
+func few(where string, n, most int) error {
+	if n <= most {
+		return nil
 	}
-	dir := path.Dir(pattern[:star] + "x")
-	element, rest, _ := strings.Cut(pattern[len(dir):], "*")
-	element = strings.TrimPrefix(element, "/")
-	after, rest, more := strings.Cut(rest, "/")
-	var found []string
-	for _, name := range r.list(dir) {
-		if !strings.HasPrefix(name, element) || !strings.HasSuffix(name, after) || len(name) < len(element)+len(after) {
-			continue
-		}
-		next := path.Join(dir, name)
-		if more {
-			next = path.Join(next, rest)
-		}
-		found = append(found, r.glob(next)...)
+	return fmt.Errorf("%s: more than %d names there that could be a driver library's or lead to one; take them out of the image or the volume", where, most)
+}
+
+func anyName(string) bool { return true }
+
+// glob expands stars in the elements of a pattern below a directory, whose own name is taken as it is. Directories only.
+func (r *root) glob(base, pattern string) (found []string, err error) {
+	head, element, rest := cutStar(pattern)
+	if element == "" {
+		return []string{path.Join(base, pattern)}, nil
 	}
-	return found
+	dir := path.Join(base, head)
+	before, after, _ := strings.Cut(element, "*")
+	names, err := r.list(dir, func(name string) bool {
+		return strings.HasPrefix(name, before) && strings.HasSuffix(name, after) && len(name) >= len(before)+len(after)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		more, err := r.glob(path.Join(dir, name), rest)
+		found = append(found, more...)
+		if err := cmp.Or(err, few(path.Join(base, pattern), len(found), maxNames)); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// cutStar splits a pattern at its first element with a star.
+func cutStar(pattern string) (head, element, rest string) {
+	elements := strings.Split(pattern, "/")
+	i := slices.IndexFunc(elements, func(e string) bool { return strings.Contains(e, "*") })
+	if i < 0 {
+		return pattern, "", ""
+	}
+	return path.Join(elements[:i]...), elements[i], path.Join(elements[i+1:]...)
 }
 
 // replace removes what has a name and makes it anew, on the image's own file system: not across a mount, which may be a volume

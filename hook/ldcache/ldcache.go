@@ -11,6 +11,7 @@ package ldcache
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -51,6 +52,19 @@ const (
 	tagLevels      = 1
 )
 
+// A cache comes from an image, and whoever reads one for a container has no limit of memory that is the container's. So a cache is
+// bounded here: the largest that a distribution makes, with every package installed, is a tenth of this.
+const (
+	MaxBytes    = 8 << 20
+	maxEntries  = 1 << 16
+	maxLevels   = 64
+	maxSections = 16
+	maxText     = 4 << 20 // of all names and paths; many may be parts of one text, so the file's size does not bound it
+)
+
+// ErrTooLarge is for a cache that a loader would read, and that is larger than any honest one.
+var ErrTooLarge = fmt.Errorf("larger than a loader cache can be here (%d MiB, %d entries, %d CPU levels, %d MiB of names)", MaxBytes>>20, maxEntries, maxLevels, maxText>>20)
+
 // errNotACache covers everything that is not worth telling apart: a damaged cache is replaced like a missing one.
 var errNotACache = errors.New("not a loader cache of glibc 2.2 or later")
 
@@ -64,8 +78,11 @@ func Native() uint32 {
 	return 0x0303
 }
 
-// Parse reads a cache. It takes any bytes without harm.
+// Parse reads a cache. It takes any bytes without harm; its memory is at most a few times MaxBytes.
 func Parse(data []byte) (*Cache, error) {
+	if len(data) > MaxBytes {
+		return nil, ErrTooLarge
+	}
 	data, err := skipOld(data)
 	if err != nil {
 		return nil, err
@@ -77,18 +94,43 @@ func Parse(data []byte) (*Cache, error) {
 	if headerBytes+count*entryBytes > uint64(len(data)) {
 		return nil, fmt.Errorf("%w: %d entries in %d bytes", errNotACache, count, len(data))
 	}
+	if count > maxEntries {
+		return nil, ErrTooLarge
+	}
 	c := &Cache{Flags: data[28], Entries: make([]Entry, 0, count)}
-	whole := string(data) // of which all names and paths are parts: a large cache has thousands
+	texts := &texts{whole: string(data), left: maxText}
 	for i := range count {
 		raw := data[headerBytes+i*entryBytes:]
-		name, ok1 := text(whole, order.Uint32(raw[4:]))
-		path, ok2 := text(whole, order.Uint32(raw[8:]))
-		if !ok1 || !ok2 {
-			return nil, fmt.Errorf("%w: entry %d lies outside", errNotACache, i)
+		name, err1 := texts.at(order.Uint32(raw[4:]))
+		path, err2 := texts.at(order.Uint32(raw[8:]))
+		if err := cmp.Or(err1, err2); err != nil {
+			return nil, fmt.Errorf("entry %d: %w", i, err)
 		}
 		c.Entries = append(c.Entries, Entry{Name: name, Path: path, Flags: order.Uint32(raw), OSVersion: order.Uint32(raw[12:]), HWCap: order.Uint64(raw[16:])})
 	}
-	return c, c.parseExtension(data, order.Uint32(data[32:]))
+	return c, c.parseExtension(data, order.Uint32(data[32:]), texts)
+}
+
+// texts are the names and paths of a cache: parts of one string, since a large cache has thousands. It gives out so much and no more.
+type texts struct {
+	whole string
+	left  int
+}
+
+func (t *texts) at(offset uint32) (string, error) {
+	if uint64(offset) >= uint64(len(t.whole)) {
+		return "", fmt.Errorf("%w: a text lies outside", errNotACache)
+	}
+	rest := t.whole[offset:]
+	length := strings.IndexByte(rest[:min(len(rest), t.left+1)], 0)
+	switch {
+	case length >= 0:
+		t.left -= length
+		return rest[:length], nil
+	case len(rest) > t.left:
+		return "", ErrTooLarge
+	}
+	return "", fmt.Errorf("%w: a text has no end", errNotACache)
 }
 
 func skipOld(data []byte) ([]byte, error) {
@@ -105,7 +147,7 @@ func skipOld(data []byte) ([]byte, error) {
 	return data[start:], nil
 }
 
-func (c *Cache) parseExtension(data []byte, offset uint32) error {
+func (c *Cache) parseExtension(data []byte, offset uint32, texts *texts) error {
 	if offset == 0 {
 		return nil
 	}
@@ -118,6 +160,9 @@ func (c *Cache) parseExtension(data []byte, offset uint32) error {
 	if !ok {
 		return fmt.Errorf("%w: %d extensions lie outside", errNotACache, count)
 	}
+	if count > maxSections {
+		return ErrTooLarge
+	}
 	for section := range slices.Chunk(sections, 16) {
 		body, ok := part(data, order.Uint32(section[8:]), uint64(order.Uint32(section[12:])))
 		if !ok {
@@ -125,16 +170,29 @@ func (c *Cache) parseExtension(data []byte, offset uint32) error {
 		}
 		switch order.Uint32(section) {
 		case tagGenerator:
+			if texts.left -= len(body); texts.left < 0 {
+				return ErrTooLarge
+			}
 			c.Generator = string(body)
 		case tagLevels:
-			for i := 0; i+4 <= len(body); i += 4 {
-				level, ok := text(string(data), order.Uint32(body[i:]))
-				if !ok {
-					return fmt.Errorf("%w: a CPU level lies outside", errNotACache)
-				}
-				c.Levels = append(c.Levels, level)
+			if err := c.parseLevels(body, texts); err != nil {
+				return err
 			}
 		}
+	}
+	return nil
+}
+
+func (c *Cache) parseLevels(body []byte, texts *texts) error {
+	if len(c.Levels)+len(body)/4 > maxLevels {
+		return ErrTooLarge
+	}
+	for i := 0; i+4 <= len(body); i += 4 {
+		level, err := texts.at(order.Uint32(body[i:]))
+		if err != nil {
+			return fmt.Errorf("CPU level: %w", err)
+		}
+		c.Levels = append(c.Levels, level)
 	}
 	return nil
 }
@@ -144,14 +202,6 @@ func part(data []byte, offset uint32, length uint64) ([]byte, bool) {
 		return nil, false
 	}
 	return data[offset:][:length], true
-}
-
-func text(data string, offset uint32) (string, bool) {
-	if uint64(offset) >= uint64(len(data)) {
-		return "", false
-	}
-	text, _, ended := strings.Cut(data[offset:], "\x00")
-	return text, ended
 }
 
 // Find is the paths that the cache has for a name, whatever the CPU and the architecture.

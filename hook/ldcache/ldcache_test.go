@@ -1,6 +1,7 @@
 package ldcache
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +102,59 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// Each of these says more than its bytes are: many entries or levels that share one long text.
+func TestTooLarge(t *testing.T) {
+	words := func(data []byte, at int, words ...uint32) []byte {
+		for i, w := range words {
+			order.PutUint32(data[at+4*i:], w)
+		}
+		return data
+	}
+	empty := func(size int) []byte {
+		data := make([]byte, size)
+		copy(data, magic)
+		return data
+	}
+	long := func(data []byte, at int) []byte {
+		copy(data[at:len(data)-1], strings.Repeat("x", len(data)))
+		return data
+	}
+	extended := func(size, sections int, tag, at, length uint32) []byte {
+		data := words(empty(size), 32, headerBytes)
+		words(data, headerBytes, extensionMagic, uint32(sections))
+		for i := range sections {
+			words(data, headerBytes+8+16*i, tag, 0, at, length)
+		}
+		return data
+	}
+	for _, tt := range []struct {
+		name string
+		data []byte
+		want error
+	}{
+		{"a large file", empty(MaxBytes + 1), ErrTooLarge},
+		{"an empty one that is just not too large", empty(MaxBytes), nil},
+		{"entries", words(empty(headerBytes+(maxEntries+1)*entryBytes), 20, maxEntries+1), ErrTooLarge},
+		{"entries, just not too many", words(empty(headerBytes+maxEntries*entryBytes), 20, maxEntries), nil},
+		{"levels", extended(1<<20, 1, tagLevels, 1<<19, 4*(maxLevels+1)), ErrTooLarge},
+		{"levels, just not too many", extended(1<<20, 1, tagLevels, 1<<19, 4*maxLevels), nil},
+		{"levels in several sections", extended(1<<20, 2, tagLevels, 1<<19, 4*maxLevels), ErrTooLarge},
+		{"sections", extended(1<<20, maxSections+1, tagLevels, 0, 0), ErrTooLarge},
+		{"generators that overlap", extended(1<<20, maxSections, tagGenerator, 0, 1<<20), ErrTooLarge},
+	} {
+		if _, err := Parse(tt.data); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		}
+	}
+	shared := long(words(empty(1<<20), 20, 16), headerBytes+16*entryBytes)
+	for i := range 16 {
+		words(shared, headerBytes+i*entryBytes+4, headerBytes+16*entryBytes, headerBytes+16*entryBytes)
+	}
+	if _, err := Parse(shared); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("entries that share a long name: %v", err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add((&Cache{Levels: []string{"x86-64-v3"}, Generator: "ldconfig"}).With(map[string]string{"libcuda.so.1": "/x"}).Bytes())
 	f.Add([]byte(oldMagic + "\x00\x00\x00\x00\x00" + magic))
@@ -110,7 +164,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := Parse(c.With(map[string]string{"libcuda.so.1": "/x"}).Bytes()); err != nil {
+		if _, err := Parse(c.With(map[string]string{"libcuda.so.1": "/x"}).Bytes()); err != nil && !errors.Is(err, ErrTooLarge) {
 			t.Error(err)
 		}
 	})
