@@ -180,23 +180,49 @@ type watched struct {
 	news chan struct{}
 }
 
-// follow watches until the context ends. The time of a step is when its news came.
+// follow watches until the context ends. The time of a step is when its news came. An API server under load ends watches: then what
+// is there is read, and watched from there on, so that no step is lost, though the times of some are late by as much.
 func (c *clusterUnderTest) follow(ctx context.Context) (*watched, error) {
-	// No resource version: what is there comes first, and there is nothing.
-	w, err := c.client.CoreV1().Pods(benchNamespace).Watch(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("watch pods: %w", err)
-	}
 	all := &watched{pods: map[string]times{}, news: make(chan struct{}, 1)}
+	version, err := c.look(ctx, all)
+	if err != nil {
+		return nil, err
+	}
 	go func() {
-		defer w.Stop()
-		for event := range w.ResultChan() {
-			if p, ok := event.Object.(*corev1.Pod); ok && event.Type != watch.Deleted {
-				all.see(p, time.Now())
+		for ctx.Err() == nil {
+			c.stream(ctx, version, all)
+			if next, err := c.look(ctx, all); err == nil {
+				version = next
 			}
 		}
 	}()
 	return all, nil
+}
+
+// look reads all pods, and says of which version they are.
+func (c *clusterUnderTest) look(ctx context.Context, into *watched) (version string, err error) {
+	list, err := c.client.CoreV1().Pods(benchNamespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", fmt.Errorf("list the bench's pods: %w", err)
+	}
+	for i := range list.Items {
+		into.see(&list.Items[i], time.Now())
+	}
+	return list.ResourceVersion, nil
+}
+
+// stream follows one watch to its end.
+func (c *clusterUnderTest) stream(ctx context.Context, version string, into *watched) {
+	w, err := c.client.CoreV1().Pods(benchNamespace).Watch(ctx, metav1.ListOptions{ResourceVersion: version})
+	if err != nil {
+		return
+	}
+	defer w.Stop()
+	for event := range w.ResultChan() {
+		if p, ok := event.Object.(*corev1.Pod); ok && event.Type != watch.Deleted {
+			into.see(p, time.Now())
+		}
+	}
 }
 
 func (w *watched) see(p *corev1.Pod, now time.Time) {

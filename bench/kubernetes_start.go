@@ -50,6 +50,12 @@ func runKubernetes(ctx context.Context, options Options) (measured, error) {
 	if options.Quick {
 		n /= 10
 	}
+	var prepares []Result
+	if c.root == "" {
+		options.progress("the node is not on this machine: what it alone knows is left out")
+	} else if prepares, err = c.prepareMany(ctx, options); err != nil { // first: afterwards containerd still removes pods
+		return m, err
+	}
 	plain, err := c.start(ctx, n, unclaimed, options)
 	if err != nil {
 		return m, fmt.Errorf("pods without claims: %w", err)
@@ -65,13 +71,8 @@ func runKubernetes(ctx context.Context, options Options) (measured, error) {
 	for _, s := range startSteps {
 		m.results = append(m.results, s.result(plain, sliced))
 	}
-	if c.root == "" {
-		options.progress("the node is not on this machine: what it alone knows is left out")
-		return m, nil
-	}
-	prepares, err := c.prepareMany(ctx, options)
 	m.results = append(m.results, prepares...)
-	return m, err
+	return m, nil
 }
 
 // start makes n pods as fast as it can, waits until all run, and removes them.
