@@ -126,6 +126,9 @@ func (c Config) complete() (Config, error) {
 	if err := c.Kubernetes.validate(); err != nil {
 		return c, err
 	}
+	if err := c.Kubernetes.validateDirs(c.StateDir, c.RunDir); err != nil {
+		return c, err
+	}
 	if c.Simulate.Profile != "" && c.Root != "/" {
 		return c, fmt.Errorf("config: root %s and simulate.profile %s: a simulated node has a root of its own; leave one out", c.Root, c.Simulate.Profile)
 	}
@@ -161,6 +164,19 @@ func (k KubernetesConfig) validate() error {
 		return fmt.Errorf("config: kubernetes.devicePlugin.memory %s: less than %s, the smallest slice; set more", plugin.Memory, share.MinMemory)
 	case plugin.Enabled && (plugin.Cores < 0 || plugin.Cores > 100):
 		return fmt.Errorf("config: kubernetes.devicePlugin.cores: %w", plugin.Cores.Validate())
+	}
+	return nil
+}
+
+// validateDirs refuses a directory for versions that has others of kerfd's in it.
+func (k KubernetesConfig) validateDirs(others ...string) error {
+	if !k.Enabled {
+		return nil
+	}
+	for _, dir := range append(others, k.CDIDir, k.KubeletDir) {
+		if rest, err := filepath.Rel(k.HostDir, dir); err == nil && filepath.IsLocal(rest) {
+			return fmt.Errorf("config: kubernetes.hostDir %s: %s is there, or in it; name a directory of its own, such as /var/lib/kerf/host", k.HostDir, dir)
+		}
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ func TestConfig(t *testing.T) {
 		{"no door", "kubernetes: {enabled: true, nodeName: n1, dra: false}\n", "neither dra nor devicePlugin is on"},
 		{"crumbs", "kubernetes: {enabled: true, nodeName: n1, devicePlugin: {enabled: true, memory: 1Ki}}\n", "devicePlugin.memory 1Ki: less than 2Mi"},
 		{"too many cores", "kubernetes: {enabled: true, nodeName: n1, devicePlugin: {enabled: true, cores: 101}}\n", "devicePlugin.cores: percent 101"},
+		{"a host directory with the state in it", "stateDir: /var/lib/kerf\nkubernetes: {enabled: true, nodeName: n1, hostDir: /var/lib}\n", "kubernetes.hostDir /var/lib: /var/lib/kerf is there"},
 		{"free hardware", "simulate: {zeroCost: true}\n", "real hardware cannot be free"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

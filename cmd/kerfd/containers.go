@@ -10,6 +10,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/hook"
 	"github.com/kerf-gpu/kerf/hook/cdi"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
@@ -28,12 +29,7 @@ type containers struct {
 	asked  string
 }
 
-// newContainers installs what containers need.
-func newContainers(c Config, h *hardware) (*containers, error) {
-	in, err := install(c.LibDir, c.Kubernetes.HostDir)
-	if err != nil {
-		return nil, err
-	}
+func newContainers(c Config, h *hardware, in installation) (*containers, error) {
 	if err := cdi.Sweep(c.Kubernetes.CDIDir); err != nil {
 		return nil, err
 	}
@@ -171,10 +167,28 @@ func (c *containers) serveHooks(ctx context.Context, g *grants) error {
 			return nil
 		}
 		for _, d := range entry.Grant.Devices {
-			if err := c.hardware.limitMemory(d, b.Cgroup); err != nil {
+			if err := c.hardware.limitMemory(g.within(d, b), b.Cgroup); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// within is a device with what all shares of a container have of it together: the driver limits the container's cgroup, and knows of
+// no shares. Each share's hook has bound it before it asks, so the last one to ask has the whole sum.
+func (g *grants) within(d share.Device, b hook.Binding) share.Device {
+	sum := share.Device{UUID: d.UUID}
+	for _, entry := range g.ledger.Entries() {
+		bindings, _ := hook.Bindings(arbiter.Directory(g.config.sharesDir(), entry.ID)) // one that cannot be read gives less, which is safe
+		if !slices.ContainsFunc(bindings, func(other hook.Binding) bool { return other.ID == b.ID }) {
+			continue
+		}
+		for _, other := range entry.Grant.Devices {
+			if other.UUID == d.UUID {
+				sum.Memory, sum.Limit = sum.Memory+other.Memory, sum.Limit+other.HardLimit()
+			}
+		}
+	}
+	return sum
 }

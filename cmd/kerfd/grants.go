@@ -24,27 +24,32 @@ type grants struct {
 	containers *containers // nil without Kubernetes
 	log        *slog.Logger
 	changed    *notice // the hardware's too: what the GPUs are, and what is granted where
-	owners     ownerLocks
+	owners     keyedLocks
+	quiet      quiet
 
 	life      sync.RWMutex    // held by every call of an owner; taken to retire
 	successor *control.Client // who serves owners now; nil: we do
 
 	mu       sync.Mutex
-	orphaned map[string]bool          // shares without a holder, which wait for their last session
-	ending   map[string]chan struct{} // those of them that are being ended; closed then
-	watches  map[string]func()        // of holders that are processes
+	orphaned map[string]bool    // shares without a holder, which wait for their last session
+	ending   map[string]*ending // those of them that are being ended
+	watches  map[string]func()  // of holders that are processes
 }
 
 func newGrants(c Config, h *hardware, books *ledger.Ledger, log *slog.Logger) *grants {
-	return &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), ending: make(map[string]chan struct{}), watches: make(map[string]func())}
+	return &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), ending: make(map[string]*ending), watches: make(map[string]func())}
 }
 
 // restore takes up the grants of the previous kerfd.
 func (g *grants) restore() error {
 	entries := g.ledger.Entries()
 	specs := make([]arbiter.Spec, 0, len(entries))
-	for _, entry := range entries {
-		if !entry.Grant.Admin {
+	for i, entry := range entries {
+		var err error
+		if entries[i], _, err = g.divideCard(entry); err != nil { // MIG instances do not outlive a reboot
+			g.log.Error("cannot make the MIG instance of a share again; it is tried when its claim is prepared", "share", entry.ID, "error", err)
+		}
+		if entry = entries[i]; !entry.Grant.Admin {
 			specs = append(specs, g.spec(entry))
 		}
 	}
@@ -84,10 +89,24 @@ func (g *grants) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			g.sweep()
+			g.awaitEndings()
 			return nil
 		case <-tick.C:
 			g.sweep()
 		}
+	}
+}
+
+// awaitEndings waits for the ends under way.
+func (g *grants) awaitEndings() {
+	g.mu.Lock()
+	var under []chan struct{}
+	for _, e := range g.ending {
+		under = append(under, e.done)
+	}
+	g.mu.Unlock()
+	for _, done := range under {
+		<-done
 	}
 }
 
@@ -96,6 +115,7 @@ func (g *grants) sweep() {
 		if g.abandoned(entry) {
 			g.holderGone(entry.ID)
 		}
+		g.inside(entry) // forgets containers that have ended
 	}
 }
 
@@ -121,30 +141,42 @@ func (g *grants) holderGone(id string) {
 	g.endIfIdle(id)
 }
 
+// ending is the end of one share under way.
+type ending struct {
+	done  chan struct{} // closed when it is over, however
+	again bool          // another reason to end the share came meanwhile
+}
+
 // endIfIdle ends a share that has neither holder nor session. It is called when either goes.
 func (g *grants) endIfIdle(id string) {
-	g.mu.Lock()
-	if !g.orphaned[id] || g.ending[id] != nil {
+	for again := true; again; {
+		g.mu.Lock()
+		if e := g.ending[id]; e != nil || !g.orphaned[id] {
+			if e != nil {
+				e.again = true
+			}
+			g.mu.Unlock()
+			return
+		}
+		e := &ending{done: make(chan struct{})}
+		g.ending[id] = e
 		g.mu.Unlock()
-		return
-	}
-	ended := make(chan struct{})
-	g.ending[id] = ended
-	g.mu.Unlock()
-	done, err := g.end(id)
-	if err != nil { // sweep tries again
-		g.log.Error("cannot end a share", "share", id, "error", err)
-	}
-	g.mu.Lock()
-	delete(g.ending, id)
-	if done {
-		delete(g.orphaned, id)
-	}
-	g.mu.Unlock()
-	close(ended)
-	if done {
-		g.changed.tell()
-		g.log.Info("ended", "share", id)
+		done, err := g.end(id)
+		if err != nil { // sweep tries again
+			g.log.Error("cannot end a share", "share", id, "error", err)
+		}
+		g.mu.Lock()
+		delete(g.ending, id)
+		if done {
+			delete(g.orphaned, id)
+		}
+		again = e.again && !done
+		g.mu.Unlock()
+		close(e.done)
+		if done {
+			g.changed.tell()
+			g.log.Info("ended", "share", id)
+		}
 	}
 }
 
@@ -164,14 +196,14 @@ func (g *grants) end(id string) (done bool, err error) {
 func (g *grants) adopt(id string) {
 	for {
 		g.mu.Lock()
-		ending := g.ending[id]
-		if ending == nil {
+		e := g.ending[id]
+		if e == nil {
 			delete(g.orphaned, id)
 			g.mu.Unlock()
 			return
 		}
 		g.mu.Unlock()
-		<-ending
+		<-e.done
 	}
 }
 
@@ -196,7 +228,10 @@ func (g *grants) onEvent(e arbiter.Event) {
 	case arbiter.Tampered, arbiter.MemoryUnknown, arbiter.MemoryKnown, arbiter.Refused, arbiter.Noted, arbiter.Lost:
 		level = slog.LevelWarn
 	case arbiter.SessionEnded:
-		g.endIfIdle(e.Share)
+		go g.endIfIdle(e.Share) // it may ask NVML, and the arbiter does not wait
 	}
-	g.log.Log(context.Background(), level, string(e.Kind), "share", e.Share, "pid", e.PID, "command", e.Comm, "reason", e.Message)
+	held, log := g.quiet.pass(e.Share+string(e.Kind), time.Now())
+	if level == slog.LevelDebug || log {
+		g.log.Log(context.Background(), level, string(e.Kind), "share", e.Share, "pid", e.PID, "command", e.Comm, "reason", e.Message, "notLoggedBefore", held)
+	}
 }

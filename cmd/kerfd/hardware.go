@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,13 +45,14 @@ type hardware struct {
 	mu       sync.Mutex
 	node     node.Node
 	capacity map[node.UUID]node.Bytes // that can be granted
-	turns    map[node.UUID]chan struct{}
+	silent   map[int]string           // why a GPU's reading is an old one, where it is
+	turns    map[string]chan struct{}
 }
 
 // openHardware makes the simulated node if one is asked for, and reads what is there. A machine without a driver is no error. held
 // says whether somebody has a share of what was there before.
 func openHardware(c Config, held bool, log *slog.Logger) (*hardware, error) {
-	h := &hardware{root: c.Root, log: log, cards: c.Cards, capacity: make(map[node.UUID]node.Bytes), turns: make(map[node.UUID]chan struct{})}
+	h := &hardware{root: c.Root, log: log, cards: c.Cards, capacity: make(map[node.UUID]node.Bytes), silent: make(map[int]string), turns: make(map[string]chan struct{})}
 	if c.Simulate.Profile != "" {
 		simulated, err := openSim(c, held)
 		if err != nil {
@@ -130,7 +132,7 @@ func (h *hardware) close(removeSim bool) error {
 	return errors.Join(errs...)
 }
 
-// Run looks for faults until the context ends. A driver that hangs leaves the last reading in place.
+// Run looks for faults until the context ends.
 func (h *hardware) Run(ctx context.Context) error {
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
@@ -141,23 +143,25 @@ func (h *hardware) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := h.read(); err != nil {
-			h.log.Warn("cannot read the GPUs", "error", err)
+			h.log.Warn("cannot read the node", "error", err)
 		}
 	}
 }
 
+// read looks at everything. A GPU that does not answer keeps its last reading and is marked; it holds up nobody for long.
 func (h *hardware) read() error {
 	n := node.Node{Simulated: h.sim != nil}
 	var errs []error
 	note := func(err error) { errs = append(errs, err) }
+	var gpus []reading
 	if h.lib != nil {
 		var err error
 		n.Driver, err = h.lib.Driver()
 		note(err)
-		n.GPUs, err = h.lib.GPUs()
+		count, err := h.lib.Count()
 		note(err)
 		n.Simulated = h.lib.Simulated()
-		h.host.Locate(n.GPUs)
+		gpus = h.readGPUs(count)
 	}
 	var err error
 	n.NICs, err = h.host.NICs()
@@ -169,30 +173,92 @@ func (h *hardware) read() error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("read node: %w", err)
 	}
-	capacity := h.readCapacity(n.GPUs)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !reflect.DeepEqual(h.node.GPUs, n.GPUs) || !maps.Equal(h.capacity, capacity) {
-		h.changed.tell()
-	}
-	h.node, h.capacity = n, capacity
+	n.GPUs = h.node.GPUs
+	h.node = n
+	h.update(gpus)
 	return nil
 }
 
-// readCapacity is the card's memory less what the driver keeps for itself.
-func (h *hardware) readCapacity(gpus []node.GPU) map[node.UUID]node.Bytes {
-	capacity := make(map[node.UUID]node.Bytes)
-	for _, g := range gpus {
-		memory, err := h.lib.Memory(g.UUID)
+// reading is what one GPU said.
+type reading struct {
+	gpu      node.GPU
+	capacity node.Bytes // 0: it did not say
+	err      error      // it did not answer
+}
+
+// readGPUs asks all GPUs at once, so that several that hang cost no more time than one.
+func (h *hardware) readGPUs(count int) []reading {
+	readings := make([]reading, count)
+	var wait sync.WaitGroup
+	for i := range readings {
+		wait.Go(func() { readings[i] = h.readGPU(i) })
+	}
+	wait.Wait()
+	return readings
+}
+
+func (h *hardware) readGPU(index int) (r reading) {
+	r.gpu.Index = index
+	answer, err := bounded(h, fmt.Sprint("index ", index), func() (reading, error) {
+		gpu, err := h.lib.GPU(index)
+		if err != nil {
+			return reading{}, err
+		}
+		one := []node.GPU{gpu}
+		h.host.Locate(one)
+		memory, err := h.lib.Memory(gpu.UUID)
 		if err != nil { // lost: it keeps what it had, so that the grants on it still add up
-			h.mu.Lock()
-			capacity[g.UUID] = h.capacity[g.UUID]
-			h.mu.Unlock()
+			memory.Total, memory.Reserved = 0, 0
+		}
+		return reading{gpu: one[0], capacity: memory.Total - memory.Reserved}, nil
+	})
+	if err != nil {
+		r.err = err
+		return r
+	}
+	return answer
+}
+
+// update takes readings over. The caller has the lock.
+func (h *hardware) update(readings []reading) {
+	gpus := slices.Clone(h.node.GPUs)
+	silent := maps.Clone(h.silent)
+	for _, r := range readings {
+		i := r.gpu.Index
+		for len(gpus) <= i {
+			gpus = append(gpus, node.GPU{Index: len(gpus), NUMA: node.UnknownNUMA, Fault: node.Fault{Lost: true}})
+		}
+		if r.err != nil {
+			if silent[i] == "" {
+				h.log.Warn("a GPU does not answer", "gpu", i, "error", r.err)
+			}
+			silent[i] = r.err.Error()
 			continue
 		}
-		capacity[g.UUID] = memory.Total - memory.Reserved
+		delete(silent, i)
+		gpus[i] = r.gpu
+		if r.capacity > 0 {
+			h.capacity[r.gpu.UUID] = r.capacity
+		}
 	}
-	return capacity
+	if !reflect.DeepEqual(h.node.GPUs, gpus) || !maps.Equal(h.silent, silent) {
+		h.changed.tell()
+	}
+	h.node.GPUs, h.silent = gpus, silent
+}
+
+// refresh reads one GPU anew, after it was divided.
+func (h *hardware) refresh(gpu node.UUID) {
+	for _, known := range h.Node().GPUs {
+		if known.UUID == gpu {
+			r := h.readGPU(known.Index)
+			h.mu.Lock()
+			h.update([]reading{r})
+			h.mu.Unlock()
+		}
+	}
 }
 
 // Node is the last reading.
@@ -213,6 +279,9 @@ func (h *hardware) shareGPUs() []share.GPU {
 			continue
 		}
 		gpu := divide(h.cards, g, h.capacity[g.UUID])
+		if why := h.silent[g.Index]; why != "" {
+			gpu.Fault = cmp.Or(gpu.Fault, why)
+		}
 		gpu.Foreign = placements(g.MIG)
 		gpus = append(gpus, gpu)
 	}
@@ -224,10 +293,11 @@ func (h *hardware) createMIG(d share.Device) (node.MIGUUID, error) {
 	if h.lib == nil {
 		return node.MIGUUID{}, nvml.ErrNoDriver
 	}
-	instance, err := bounded(h, d.UUID, func(gpu node.UUID) (node.MIGInstance, error) {
+	instance, err := ask(h, d.UUID, func(gpu node.UUID) (node.MIGInstance, error) {
 		return h.lib.CreateMIG(gpu, d.Placement.Profile, d.Placement.Start)
 	})
-	return instance.UUID, errors.Join(err, h.read())
+	h.refresh(d.UUID)
+	return instance.UUID, err
 }
 
 // destroyMIG takes a placement's instance away; it is no error that there is none.
@@ -235,10 +305,11 @@ func (h *hardware) destroyMIG(d share.Device) error {
 	if h.lib == nil {
 		return nvml.ErrNoDriver
 	}
-	_, err := bounded(h, d.UUID, func(gpu node.UUID) (struct{}, error) {
+	_, err := ask(h, d.UUID, func(gpu node.UUID) (struct{}, error) {
 		return struct{}{}, h.lib.DestroyMIG(gpu, d.Placement.Profile, d.Placement.Start)
 	})
-	return errors.Join(err, h.read())
+	h.refresh(d.UUID)
+	return err
 }
 
 // ProcessMemory says how many bytes each process has on a GPU, for the arbiter.
@@ -246,7 +317,7 @@ func (h *hardware) ProcessMemory(gpu node.UUID) (map[int]node.Bytes, error) {
 	if h.lib == nil { // tenants of a driver that is being replaced
 		return nil, nvml.ErrNoDriver
 	}
-	processes, err := bounded(h, gpu, h.lib.Processes)
+	processes, err := ask(h, gpu, h.lib.Processes)
 	if err != nil {
 		return nil, err
 	}
@@ -266,19 +337,24 @@ func (h *hardware) utilization(gpu node.UUID) (nvml.Utilization, error) {
 	if h.lib == nil {
 		return nvml.Utilization{}, nvml.ErrNoDriver
 	}
-	return bounded(h, gpu, h.lib.Utilization)
+	return ask(h, gpu, h.lib.Utilization)
 }
 
-// bounded asks NVML about a GPU and does not wait for long: a call into a hung GPU cannot be ended. The goroutine stays with it,
-// and nobody else asks about that GPU before it comes back, so there is at most one a GPU.
-func bounded[T any](h *hardware, gpu node.UUID, ask func(node.UUID) (T, error)) (T, error) {
+// ask asks NVML about a GPU, and does not wait for long.
+func ask[T any](h *hardware, gpu node.UUID, question func(node.UUID) (T, error)) (T, error) {
+	return bounded(h, gpu.String(), func() (T, error) { return question(gpu) })
+}
+
+// bounded does not wait for long: a call into a hung GPU cannot be ended. The goroutine stays with it, and nobody else asks under that
+// key before it comes back, so there is at most one a key.
+func bounded[T any](h *hardware, key string, question func() (T, error)) (T, error) {
 	type answer struct {
 		value T
 		err   error
 	}
 	late := time.After(askWithin)
 	hung := fmt.Errorf("NVML has not answered for %s; the GPU hangs", askWithin)
-	turn := h.turn(gpu)
+	turn := h.turn(key)
 	select {
 	case turn <- struct{}{}:
 	case <-late:
@@ -286,7 +362,7 @@ func bounded[T any](h *hardware, gpu node.UUID, ask func(node.UUID) (T, error)) 
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		value, err := ask(gpu)
+		value, err := question()
 		<-turn
 		answers <- answer{value, err}
 	}()
@@ -298,14 +374,14 @@ func bounded[T any](h *hardware, gpu node.UUID, ask func(node.UUID) (T, error)) 
 	}
 }
 
-// turn holds whoever asks about a GPU.
-func (h *hardware) turn(gpu node.UUID) chan struct{} {
+// turn holds whoever asks under a key.
+func (h *hardware) turn(key string) chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.turns[gpu] == nil {
-		h.turns[gpu] = make(chan struct{}, 1)
+	if h.turns[key] == nil {
+		h.turns[key] = make(chan struct{}, 1)
 	}
-	return h.turns[gpu]
+	return h.turns[key]
 }
 
 // driver is where the files of the driver are, and the device nodes of a grant and those of others, as kerfd sees them.
@@ -316,6 +392,7 @@ func (h *hardware) driver(grant share.Grant) (d control.Driver, err error) {
 	if d.NVML, err = h.library("libnvidia-ml.so.1"); err != nil {
 		return d, err
 	}
+	granted := make(map[node.UUID]bool)
 	for _, gpu := range h.Node().GPUs {
 		path := filepath.Join(h.root, gpu.DeviceNode)
 		i := slices.IndexFunc(grant.Devices, func(d share.Device) bool { return d.UUID == gpu.UUID })
@@ -327,7 +404,11 @@ func (h *hardware) driver(grant share.Grant) (d control.Driver, err error) {
 		if err != nil {
 			return d, err
 		}
+		granted[gpu.UUID] = true
 		d.Granted = append(append(d.Granted, path), capabilities...)
+	}
+	if len(granted) < len(grant.Devices) {
+		return d, errors.New("a granted GPU is not on this node any more (lost, or taken out); kerf doctor says which is. Delete the pod, so that its claim is given back")
 	}
 	for _, name := range []string{"nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"} {
 		if path := filepath.Join(h.root, "dev", name); exists(path) {
@@ -358,7 +439,7 @@ func (h *hardware) limitsMemory() bool { return h.lib != nil && h.lib.MemoryLimi
 
 // limitMemory sets the driver's own limit for all processes of a cgroup together.
 func (h *hardware) limitMemory(d share.Device, cgroup string) error {
-	_, err := bounded(h, d.UUID, func(gpu node.UUID) (struct{}, error) {
+	_, err := ask(h, d.UUID, func(gpu node.UUID) (struct{}, error) {
 		return struct{}{}, h.lib.LimitMemory(gpu, filepath.Join("/sys/fs/cgroup", cgroup), d.Memory, d.HardLimit())
 	})
 	return err

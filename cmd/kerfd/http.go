@@ -73,6 +73,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 		bounded, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		_ = h.Shutdown(bounded)
+		_ = h.Close() // who has not sent his request by now is not waited for
 	})
 	err := h.Serve(listener)
 	if !stop() {
@@ -92,6 +93,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.node(r.Context()), nil) })
 	mux.HandleFunc("POST "+control.SuccessionPath, rootOnly(s.postSuccession))
 	mux.HandleFunc("POST "+control.DoorsPath+"/{door}/holds", rootOnly(s.postHold))
+	mux.HandleFunc("GET "+control.DoorsPath+"/{door}/holds", rootOnly(s.getOwners))
 	mux.HandleFunc("DELETE "+control.DoorsPath+"/{door}/holds/{owner}", rootOnly(s.deleteHold))
 	mux.HandleFunc("GET "+control.ReadyPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, struct{}{}, s.kubernetes.ready()) })
 	mux.Handle("GET "+control.MetricsPath, s.metrics)
@@ -122,6 +124,11 @@ func (s *server) postGrant(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, err)
 		return
 	}
+	if !s.grants.stay() {
+		answer(w, nil, errRetired)
+		return
+	}
+	defer s.grants.life.RUnlock()
 	holder.Command = printable(request.Command)
 	granted, err := s.grants.grant(request, holder)
 	answer(w, granted, err)
@@ -129,6 +136,11 @@ func (s *server) postGrant(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) deleteGrant(w http.ResponseWriter, r *http.Request) {
 	holder, err := holderOf(r.Context())
+	if !s.grants.stay() {
+		answer(w, nil, errRetired)
+		return
+	}
+	defer s.grants.life.RUnlock()
 	if err == nil {
 		err = s.grants.release(r.PathValue("id"), holder.UID)
 	}
@@ -160,8 +172,18 @@ func (s *server) postHold(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, fmt.Errorf("hold: %w", err))
 		return
 	}
-	held, err := door{r.PathValue("door"), s.grants}.Hold(r.Context(), h.Owner, h.Asks)
+	d := door{r.PathValue("door"), s.grants}
+	if !d.grants.stay() { // or we would pass on to ourselves
+		answer(w, nil, errRetired)
+		return
+	}
+	d.grants.life.RUnlock()
+	held, err := d.Hold(r.Context(), h.Owner, h.Asks)
 	answer(w, held, err)
+}
+
+func (s *server) getOwners(w http.ResponseWriter, r *http.Request) {
+	answer(w, door{r.PathValue("door"), s.grants}.owners(), nil)
 }
 
 func (s *server) deleteHold(w http.ResponseWriter, r *http.Request) {
@@ -202,7 +224,11 @@ func printable(command string) string {
 
 func answer(w http.ResponseWriter, body any, err error) {
 	w.Header().Set("Content-Type", "application/json")
-	if err != nil {
+	switch {
+	case errors.Is(err, errRetired):
+		w.WriteHeader(http.StatusServiceUnavailable)
+		body = control.Problem{Error: err.Error()}
+	case err != nil:
 		w.WriteHeader(http.StatusUnprocessableEntity)
 		body = control.Problem{Error: cmp.Or(err.Error(), "unknown")}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/hook"
+	"github.com/kerf-gpu/kerf/hook/cdi"
 )
 
 // installation is what containers of this node need of Kerf, in a directory of the host named by version: a container's configuration
@@ -19,10 +20,12 @@ type installation struct {
 	hook string // the program
 }
 
-// install copies what is not there yet, each file whole or not at all, and removes other versions, which no CDI spec names
-// any more: kerfd has just written all of them anew. Running containers keep the files that they have open or mounted.
+// marker is in each directory that install makes: nothing else below hostDir is ever removed.
+const marker = ".kerf-version"
+
+// install copies what is not there yet, each file whole or not at all.
 func install(libDir, hostDir string) (installation, error) {
-	dir := filepath.Join(hostDir, fileName(version.Version))
+	dir := filepath.Join(hostDir, "kerf-"+fileName(version.Version))
 	in := installation{lib: filepath.Join(dir, "lib"), hook: filepath.Join(dir, "bin", hook.Program)}
 	program, err := hookProgram()
 	if err != nil {
@@ -37,18 +40,28 @@ func install(libDir, hostDir string) (installation, error) {
 			return in, fmt.Errorf("install on the host: %w; kerfd needs to write to kubernetes.hostDir (%s)", err, hostDir)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(dir, marker), nil, 0o644); err != nil {
+		return in, fmt.Errorf("install on the host: %w", err)
+	}
 	return in, nil
 }
 
-// removeOthers removes what other versions installed.
-func (in installation) removeOthers() error {
+// removeOthers removes what other versions installed, and no CDI spec names any more: kerfd has just written all of them anew, and one
+// that it could not write keeps its version. Running containers keep the files that they have open or mounted.
+func (in installation) removeOthers(cdiDir string) error {
 	own := filepath.Dir(in.lib)
-	entries, err := os.ReadDir(filepath.Dir(own))
+	others, err := filepath.Glob(filepath.Join(filepath.Dir(own), "*", marker))
 	errs := []error{err}
-	for _, entry := range entries {
-		if entry.Name() != filepath.Base(own) {
-			errs = append(errs, os.RemoveAll(filepath.Join(filepath.Dir(own), entry.Name())))
+	for _, file := range others {
+		dir := filepath.Dir(file)
+		if dir == own {
+			continue
 		}
+		named, err := cdi.Mentions(cdiDir, dir+"/")
+		if err == nil && !named {
+			err = os.RemoveAll(dir)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,26 +33,46 @@ type kubernetes struct {
 	config KubernetesConfig
 	grants *grants
 	log    *slog.Logger
+	in     installation
 	client clientset.Interface
 	driver *dra.Driver          // nil where dra is off
 	plugin *deviceplugin.Plugin // nil where it is off
+
+	mu    sync.Mutex
+	names []string  // the devices in the node's ResourceSlices
+	asked time.Time // when the API server said so
 }
 
-// newKubernetes puts the shares of pods in force again, which a reboot or an update has taken from the container runtime's sight, and
-// builds the doors.
-func newKubernetes(g *grants, metrics prometheus.Registerer, log *slog.Logger) (k *kubernetes, err error) {
-	c := g.config.Kubernetes
-	if !c.Enabled {
-		return nil, nil
+// newKubernetes prepares what needs no other part of kerfd: what containers are started with, the way to the API server.
+func newKubernetes(c Config, log *slog.Logger) (k *kubernetes, err error) {
+	if !c.Kubernetes.Enabled {
+		return nil, nil //nolint:nilnil // a machine that is no node
 	}
-	k = &kubernetes{config: c, grants: g, log: log}
-	if g.containers, err = newContainers(g.config, g.hardware); err != nil {
+	k = &kubernetes{config: c.Kubernetes, log: log}
+	if k.in, err = install(c.LibDir, c.Kubernetes.HostDir); err != nil {
 		return nil, err
+	}
+	if *c.Kubernetes.DRA {
+		k.client, err = k.connect()
+	}
+	return k, err
+}
+
+// serve puts the shares of pods in force again, which a reboot or an update has taken from the container runtime's sight, and builds
+// the doors.
+func (k *kubernetes) serve(g *grants, metrics prometheus.Registerer) (err error) {
+	if k == nil {
+		return nil
+	}
+	c := k.config
+	k.grants = g
+	if g.containers, err = newContainers(g.config, g.hardware, k.in); err != nil {
+		return err
 	}
 	k.takeUp()
 	if *c.DRA {
 		if k.driver, err = k.newDriver(metrics); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if c.DevicePlugin.Enabled {
@@ -60,10 +81,11 @@ func newKubernetes(g *grants, metrics prometheus.Registerer, log *slog.Logger) (
 			KubeletDir: c.KubeletDir, Shares: door{ledger.DoorPlugin, g}, GPUs: g.gpus, Changed: g.changed.listen(), Report: k.report("device plugin"),
 		})
 	}
-	return k, err
+	return err
 }
 
-func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, error) {
+// connect is the way to the API server; nothing is sent yet.
+func (k *kubernetes) connect() (clientset.Interface, error) {
 	config, err := rest.InClusterConfig()
 	if k.config.Kubeconfig != "" {
 		config, err = clientcmd.BuildConfigFromFlags("", k.config.Kubeconfig)
@@ -74,9 +96,14 @@ func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, erro
 	config.UserAgent = "kerfd/" + version.Version
 	config.QPS, config.Burst = 50, 100 // a claim's status is one write
 	klog.SetSlogLogger(k.log)          // the libraries' own log
-	if k.client, err = clientset.NewForConfig(config); err != nil {
+	client, err := clientset.NewForConfig(config)
+	if err != nil {
 		return nil, fmt.Errorf("reach the API server: %w", err)
 	}
+	return client, nil
+}
+
+func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, error) {
 	driver, err := dra.New(dra.Config{
 		NodeName: k.config.NodeName, PodUID: k.config.PodUID, Client: k.client, KubeletDir: k.config.KubeletDir, CDIDir: k.config.CDIDir,
 		Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Changed: k.grants.changed.listen(), Report: k.report("dra"),
@@ -112,7 +139,7 @@ func (k *kubernetes) takeUp() {
 			report(fmt.Errorf("share %s of %s: %w", entry.ID, entry.Holder.Owner, err))
 		}
 	}
-	if err := errors.Join(g.containers.sweep(entries), g.containers.in.removeOthers()); err != nil {
+	if err := errors.Join(g.containers.sweep(entries), g.containers.in.removeOthers(k.config.CDIDir)); err != nil {
 		report(err)
 	}
 }
@@ -182,8 +209,16 @@ func (k *kubernetes) state(ctx context.Context) *control.Kubernetes {
 	return s
 }
 
+// publishedFor is how long an answer of the API server is good enough for people who ask kerfd often.
+const publishedFor = 5 * time.Second
+
 // published are the devices in the node's ResourceSlices, as the API server has them.
 func (k *kubernetes) published(ctx context.Context) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(k.asked) < publishedFor {
+		return k.names, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	names := []string{}
@@ -198,6 +233,7 @@ func (k *kubernetes) published(ctx context.Context) ([]string, error) {
 			names = append(names, device.Name)
 		}
 	}
+	k.names, k.asked = names, time.Now()
 	return names, nil
 }
 

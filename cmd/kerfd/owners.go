@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +21,8 @@ type door struct {
 	grants *grants
 }
 
-func (d door) hold(ctx context.Context, owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error) {
+// hold asks the ledger once, and puts in force what it grants.
+func (d door) hold(owner ledger.Owner, asks []ledger.Ask) ([]ledger.Held, error) {
 	g := d.grants
 	for _, ask := range asks {
 		if ask.Request.Backend == share.BackendNative && !g.hardware.limitsMemory() {
@@ -33,11 +33,13 @@ func (d door) hold(ctx context.Context, owner ledger.Owner, asks []ledger.Ask) (
 	for _, entry := range g.ledger.Owned(d.name, owner.UID) {
 		g.adopt(entry.ID)
 	}
-	entries, err := g.holdSoon(ctx, d.name, owner, asks)
+	entries, err := g.ledger.Hold(g.gpus(), d.name, owner, asks, time.Now())
+	if !errors.As(err, new(*share.NoRoomError)) {
+		g.changed.tell() // granted, or given back after a failed write
+	}
 	if err != nil {
 		return nil, err
 	}
-	g.changed.tell()
 	held := make([]ledger.Held, 0, len(entries))
 	for _, entry := range entries {
 		one, err := g.enforce(entry)
@@ -49,35 +51,16 @@ func (d door) hold(ctx context.Context, owner ledger.Owner, asks []ledger.Ask) (
 	return held, nil
 }
 
-// roomWithin is how long a claim waits for room that a scheduler saw and the ledger does not see yet: a pod that was deleted by force
-// is gone for the scheduler before kubelet has given its claim back, and kubelet asks again only after a minute or more.
-const roomWithin = 5 * time.Second
-
-// holdSoon asks the ledger, and again whenever a share ends while there is no room.
-func (g *grants) holdSoon(ctx context.Context, name string, owner ledger.Owner, asks []ledger.Ask) ([]ledger.Entry, error) {
-	late := time.After(roomWithin)
-	changed, end := g.changed.listenFor()
-	defer end()
-	for {
-		entries, err := g.ledger.Hold(g.gpus(), name, owner, asks, time.Now())
-		if !errors.As(err, new(*share.NoRoomError)) {
-			return entries, err
-		}
-		select {
-		case <-changed:
-		case <-late:
-			return nil, err
-		case <-ctx.Done():
-			return nil, err
-		}
-	}
-}
-
 // enforce makes true in the world what the ledger says.
 func (g *grants) enforce(entry ledger.Entry) (ledger.Held, error) {
-	entry, err := g.divideCard(entry)
+	entry, made, err := g.divideCard(entry)
 	if err != nil {
 		return ledger.Held{}, err
+	}
+	if made { // the share's page names an instance that is gone
+		if idle, err := g.arbiter.RemoveIdle(entry.ID); err != nil || !idle {
+			return ledger.Held{}, errors.Join(fmt.Errorf("share %s: its MIG instance is gone, and processes are still in it; delete the pod", entry.ID), err)
+		}
 	}
 	if !entry.Grant.Admin {
 		if err := g.arbiter.Add(g.spec(entry)); err != nil {
@@ -88,26 +71,26 @@ func (g *grants) enforce(entry ledger.Entry) (ledger.Held, error) {
 	return ledger.Held{Entry: entry, CDI: name}, err
 }
 
-// divideCard makes the MIG instances of a grant. One that a kerfd made which died before it wrote that down is found again by its
-// placement.
-func (g *grants) divideCard(entry ledger.Entry) (ledger.Entry, error) {
-	devices, made := slices.Clone(entry.Grant.Devices), false
+// divideCard makes the MIG instances of a grant, and says whether it made any. One that a kerfd made which died before it wrote that
+// down is found again by its placement.
+func (g *grants) divideCard(entry ledger.Entry) (_ ledger.Entry, made bool, err error) {
+	devices := slices.Clone(entry.Grant.Devices)
 	for i, d := range devices {
 		if d.Placement == nil {
 			continue
 		}
 		uuid, err := g.hardware.createMIG(d)
 		if err != nil {
-			return entry, err
+			return entry, false, err
 		}
 		made = made || uuid != d.MIG
 		devices[i].MIG = uuid
 	}
 	if !made {
-		return entry, nil
+		return entry, false, nil
 	}
 	entry.Grant.Devices = devices
-	return entry, g.ledger.Update(entry)
+	return entry, true, g.ledger.Update(entry)
 }
 
 // dropWithin is how long Drop waits for the last session of a share to be seen to end.
@@ -165,15 +148,38 @@ func (d door) owners() (owners []ledger.Owner) {
 	return owners
 }
 
-// ownerLocks keep calls for one owner apart, and let those for others pass, mostly.
-type ownerLocks [64]sync.Mutex
+// keyedLocks keep calls for one owner apart.
+type keyedLocks struct {
+	mu    sync.Mutex
+	locks map[string]*keyedLock
+}
 
-func (l *ownerLocks) lock(uid string) (unlock func()) {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(uid)) // never fails
-	m := &l[h.Sum32()%uint32(len(l))]
-	m.Lock()
-	return m.Unlock
+type keyedLock struct {
+	sync.Mutex
+	users int // who has it or waits
+}
+
+func (l *keyedLocks) lock(key string) (unlock func()) {
+	l.mu.Lock()
+	if l.locks == nil {
+		l.locks = make(map[string]*keyedLock)
+	}
+	k := l.locks[key]
+	if k == nil {
+		k = &keyedLock{}
+		l.locks[key] = k
+	}
+	k.users++
+	l.mu.Unlock()
+	k.Lock()
+	return func() {
+		k.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.users--; k.users == 0 {
+			delete(l.locks, key)
+		}
+	}
 }
 
 // notice tells those who listen that something has changed. It is for state that they read anew: two changes may be one notice.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/region"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
@@ -79,9 +81,11 @@ func (s *site) start() {
 	must(s.restore())
 	program := filepath.Join(filepath.Dir(os.Args[0]), "kerf-hook") // install takes it from beside the program
 	must(os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755))
-	s.containers, err = newContainers(s.config, h)
+	in, err := install(s.config.LibDir, s.config.Kubernetes.HostDir)
 	must(err)
-	(&kubernetes{config: s.config.Kubernetes, grants: s.grants, log: log}).takeUp()
+	s.containers, err = newContainers(s.config, h, in)
+	must(err)
+	(&kubernetes{config: s.config.Kubernetes, grants: s.grants, log: log, in: in}).takeUp()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { _ = s.arbiter.Run(ctx); close(ended) }()
@@ -347,4 +351,62 @@ func BenchmarkHold32(b *testing.B) {
 	slices.Sort(times)
 	b.ReportMetric(float64(times[len(times)/2].Microseconds())/1000, "p50-ms")
 	b.ReportMetric(float64(times[len(times)*99/100].Microseconds())/1000, "p99-ms")
+}
+
+// After a reboot the instance of a placement is another one, and the share's page says so.
+func TestRebootOfMIG(t *testing.T) {
+	s := newSite(t)
+	ask := []ledger.Ask{{Key: "5f0c-m", Request: share.Request{Memory: 9 * node.GiB, GPU: []string{"6"}, Placement: &share.Placement{Profile: "2g.20gb", Start: 2, Size: 2}}}}
+	named := func() node.MIGUUID {
+		t.Helper()
+		entry := s.ledger.Entries()[0]
+		policy, err := region.Open[region.Policy](filepath.Join(arbiter.Directory(s.config.sharesDir(), entry.ID), "policy"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = policy.Close() }()
+		if named := node.MIGUUID(policy.Page.Device[0].UUID); named != entry.Grant.Devices[0].MIG {
+			t.Errorf("the page names %s, the ledger %s", named, entry.Grant.Devices[0].MIG)
+		}
+		return entry.Grant.Devices[0].MIG
+	}
+	if _, err := s.dra().Hold(t.Context(), claim, ask); err != nil {
+		t.Fatal(err)
+	}
+	first := named()
+	s.restart()
+	if again := named(); again != first {
+		t.Errorf("a restart made %s of %s", again, first)
+	}
+	if err := s.hardware.destroyMIG(s.ledger.Entries()[0].Grant.Devices[0]); err != nil { // as a reboot, or a hand
+		t.Fatal(err)
+	}
+	if _, err := s.dra().Hold(t.Context(), claim, ask); err != nil {
+		t.Fatal(err)
+	}
+	if second := named(); second == first {
+		t.Error("the instance is still the one that went")
+	}
+}
+
+// What others keep below the host directory is theirs.
+func TestInstallLeavesOthersAlone(t *testing.T) {
+	s := newSite(t)
+	host := s.config.Kubernetes.HostDir
+	stranger, old, used := filepath.Join(host, "photos", "cat.jpg"), filepath.Join(host, "kerf-v1"), filepath.Join(host, "kerf-v2")
+	for _, file := range []string{stranger, filepath.Join(old, marker), filepath.Join(used, marker), filepath.Join(used, "bin/kerf-hook")} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := cdi.File(s.config.Kubernetes.CDIDir, "of-v2")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(spec), 0o755), os.WriteFile(spec, []byte(`{"path": "`+used+`/bin/kerf-hook"}`), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.containers.in.removeOthers(s.config.Kubernetes.CDIDir); err != nil {
+		t.Fatal(err)
+	}
+	if !exists(stranger) || exists(old) || !exists(used) {
+		t.Errorf("a stranger's file is there: %v; a version that nobody names: %v; one that a spec names: %v", exists(stranger), exists(old), exists(used))
+	}
 }

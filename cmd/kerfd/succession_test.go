@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
 
@@ -126,4 +129,58 @@ func TestPassOn(t *testing.T) {
 	if err := passOn(ctx, func(context.Context) error { return away }); !errors.Is(err, away) || !strings.Contains(err.Error(), "being updated") {
 		t.Errorf("nobody comes: %v", err)
 	}
+}
+
+// A kerfd that has retired takes over again when its successor is gone: an update that fails leaves the node served.
+func TestSuccessorDies(t *testing.T) {
+	config, _ := nodeConfig(t)
+	d := startDaemon(t, config)
+	first := d.cmd
+	d.start()
+	d.eventually("the second kerfd serves", func() bool { return strings.Count(d.log.String(), "kerfd is up") == 2 })
+	d.kill()
+	if err := first.Wait(); err == nil || !strings.Contains(d.log.String(), "the kerfd that took over has gone") {
+		t.Errorf("the one that retired ended with %v, want an error, so that it is started again", err)
+	}
+	d.start()
+}
+
+// The kerfd of a pod that was succeeded, started again before the pod is stopped, does not take the node back.
+func TestSucceededWaits(t *testing.T) {
+	c := Config{RunDir: t.TempDir(), Kubernetes: KubernetesConfig{Enabled: true, PodUID: "a"}}
+	for _, pod := range []string{"a", "b"} {
+		c.Kubernetes.PodUID = pod
+		if err := noteServing(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for pod, want := range map[string]bool{"a": true, "b": false, "new": false} {
+		c.Kubernetes.PodUID = pod
+		if got := wasSucceeded(c); got != want {
+			t.Errorf("pod %s was succeeded: %v, want %v", pod, got, want)
+		}
+	}
+	c.Kubernetes.PodUID = "a"
+	if err := noteServing(c); err != nil || wasSucceeded(c) { // b died, and a served again
+		t.Errorf("%v; pod a still counts as succeeded: %v", err, wasSucceeded(c))
+	}
+}
+
+// A request that outlives the retirement grants nothing.
+func TestRetiredGrantsNothing(t *testing.T) {
+	s := newSite(t)
+	s.retire()
+	server := &server{grants: s.grants, config: s.config, metrics: http.NotFoundHandler()}
+	for _, request := range []*http.Request{
+		httptest.NewRequest(http.MethodPost, control.GrantsPath, strings.NewReader(`{"memory":"1Gi"}`)),
+		httptest.NewRequest(http.MethodPost, control.DoorsPath+"/dra/holds", strings.NewReader(`{"owner":{"uid":"u"},"asks":[]}`)),
+	} {
+		ctx := context.WithValue(request.Context(), clientKey{}, client{Peer: arbiter.Peer{Process: arbiter.Process{PID: os.Getpid()}}})
+		answer := httptest.NewRecorder()
+		server.routes().ServeHTTP(answer, request.WithContext(ctx))
+		if answer.Code != http.StatusServiceUnavailable {
+			t.Errorf("%s: %d %s", request.URL, answer.Code, answer.Body)
+		}
+	}
+	s.want(0, 0, 0)
 }

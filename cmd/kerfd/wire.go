@@ -36,7 +36,9 @@ func serve(ctx context.Context, c Config, log *slog.Logger) error {
 		endCore()
 		err := errors.Join(<-coreEnd, k.close(false))
 		log.Info("another kerfd has taken over; kubelet's calls are passed on to it until this one is stopped")
-		return errors.Join(err, <-doorsEnd)
+		lost := watchSuccessor(ctx, c)
+		cancel()
+		return errors.Join(err, lost, <-doorsEnd)
 	case err = <-coreEnd:
 		cancel()
 		err = errors.Join(err, <-doorsEnd)
@@ -66,8 +68,10 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 			err = errors.Join(err, k.close(true))
 		}
 	}()
-	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
-		return nil, fmt.Errorf("run directory: %w; kerfd needs to make it: run as root, or name another with --run-dir", err)
+	// What can fail fails before the kerfd that serves is asked to let go.
+	cluster, err := newKubernetes(c, log)
+	if err != nil {
+		return nil, err
 	}
 	if k.lock, err = succeed(ctx, c, log); err != nil {
 		return nil, err
@@ -77,7 +81,7 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 		return nil, fmt.Errorf("%w; is another kerfd running?", err)
 	}
 	for _, file := range corrupt {
-		log.Error("a grant's record is damaged and was set aside; its share ends", "file", file)
+		log.Error("a grant's record is damaged and was set aside; its share ends. Was it of a MIG placement, its instance stays: nvidia-smi mig -lgi, -dgi", "file", file)
 	}
 	if k.hardware, err = openHardware(c, len(k.books.Entries()) > 0, log); err != nil {
 		return nil, err
@@ -91,8 +95,7 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 		return nil, err
 	}
 	metrics := prometheus.NewRegistry()
-	cluster, err := newKubernetes(g, metrics, log)
-	if err != nil {
+	if err := errors.Join(cluster.serve(g, metrics), noteServing(c)); err != nil {
 		return nil, err
 	}
 	k.grants = g

@@ -106,6 +106,25 @@ func List(dir string) (names []string, err error) {
 	return names, nil
 }
 
+// Mentions says whether a spec of ours names a path that begins so.
+func Mentions(dir, path string) (bool, error) {
+	names, err := List(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		text, err := os.ReadFile(File(dir, name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // removed since
+		case err != nil:
+			return false, fmt.Errorf("read CDI spec: %w", err)
+		case bytes.Contains(text, []byte(`"`+path)):
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // Sweep removes what a killed kerfd left half-written. It is called before the first Write: a file that is being written now is
 // not told from one that was.
 func Sweep(dir string) error {

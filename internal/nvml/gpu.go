@@ -15,34 +15,48 @@ import (
 // Fault.Lost set, and as it was when it was last read; if it never was, it has
 // an index and nothing else.
 func (l *Library) GPUs() ([]node.GPU, error) {
-	d, err := l.Driver()
+	count, err := l.Count()
 	if err != nil {
 		return nil, err
 	}
-	count, ret := l.api.DeviceGetCount()
-	if err := check(ret, "count GPUs"); err != nil {
-		return nil, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	gpus := make([]node.GPU, count)
 	for i := range gpus {
-		g, err := l.gpu(i, d)
-		if errors.Is(err, ErrLost) {
-			g = l.lost(i, g)
-		} else if err != nil {
+		if gpus[i], err = l.GPU(i); err != nil {
 			return nil, err
 		}
-		gpus[i] = g
 	}
-	l.last = gpus
-	return append([]node.GPU(nil), gpus...), nil
+	return gpus, nil
+}
+
+// Count is how many GPUs NVML shows, lost ones too.
+func (l *Library) Count() (int, error) {
+	count, ret := l.api.DeviceGetCount()
+	return count, check(ret, "count GPUs")
+}
+
+// GPU reads one of them, by its place in NVML's order; see GPUs. A GPU that hangs hangs this call, and no other.
+func (l *Library) GPU(index int) (node.GPU, error) {
+	d, err := l.Driver()
+	if err != nil {
+		return node.GPU{}, err
+	}
+	g, err := l.gpu(index, d)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case errors.Is(err, ErrLost):
+		g = l.lost(index, g)
+	case err != nil:
+		return g, err
+	}
+	l.last[index] = g
+	return g, nil
 }
 
 // lost is GPU i as it was last read, or what could be read of it now.
 func (l *Library) lost(i int, now node.GPU) node.GPU {
-	if i < len(l.last) && (now.UUID.IsZero() || now.UUID == l.last[i].UUID) {
-		now = l.last[i]
+	if last, known := l.last[i]; known && (now.UUID.IsZero() || now.UUID == last.UUID) {
+		now = last
 	}
 	now.Index = i
 	now.Fault = node.Fault{Lost: true, Recovery: now.Fault.Recovery}

@@ -51,7 +51,7 @@ type Library struct {
 	api  gonvml.Interface
 
 	mu   sync.Mutex
-	last []node.GPU // as last read whole, by index, to name a GPU that is lost
+	last map[int]node.GPU // as last read, by index, to name a GPU that is lost
 }
 
 // loaded is the one library of this process; see the package comment.
@@ -104,7 +104,7 @@ func Open(root string) (*Library, error) {
 	if ret := api.Init(); ret != gonvml.SUCCESS {
 		return nil, fmt.Errorf("open NVML: %w", initError(ret, root, path))
 	}
-	return &Library{root: root, api: api}, nil
+	return &Library{root: root, api: api, last: make(map[int]node.GPU)}, nil
 }
 
 // load loads path for the life of the process.

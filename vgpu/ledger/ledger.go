@@ -1,8 +1,8 @@
 // Package ledger is the one durable record of who holds what.
 //
 // Every door (kerf run, the DRA driver, the device plugin) takes its grants here, so two of them can never give away the same
-// bytes. A grant is decided and written under one lock, before anything is done for it in the world: what is in the
-// ledger may not have a share directory yet, but no share directory exists without its line in the ledger.
+// bytes. A grant is decided under one lock and counts from then on, and it is written before anything is done for it in the world:
+// what is in the ledger may not have a share directory yet, but no share directory exists without its line in the ledger.
 //
 // A holder is the process for which a grant was made, or an owner that is not of this machine: a ResourceClaim, or what the device
 // plugin gave to a container. A process's start time tells it from a later one with the same pid; an owner's UID is never
@@ -85,6 +85,8 @@ type Ledger struct {
 	mu      sync.Mutex
 	store   *durable.Store[Entry]
 	entries map[string]Entry
+	// unwritten are entries that are decided, and count, and whose record is on its way: nobody else sees them before.
+	unwritten map[string]bool
 }
 
 // Open reads the ledger of a directory. Damaged records are set aside and their files named; what they granted is
@@ -99,7 +101,7 @@ func Open(dir string) (l *Ledger, corrupt []string, err error) {
 		_ = store.Close()
 		return nil, nil, fmt.Errorf("open ledger: %w", err)
 	}
-	return &Ledger{store: store, entries: entries}, corrupt, nil
+	return &Ledger{store: store, entries: entries, unwritten: make(map[string]bool)}, corrupt, nil
 }
 
 // Close gives the directory back.
@@ -124,7 +126,7 @@ func (l *Ledger) decide(gpus []share.GPU, request share.Request, holder Holder, 
 		return Entry{}, err
 	}
 	entry := Entry{ID: newID(), Grant: grant, Holder: holder, Created: now.UTC()}
-	l.entries[entry.ID] = entry
+	l.entries[entry.ID], l.unwritten[entry.ID] = entry, true
 	return entry, nil
 }
 
@@ -134,6 +136,11 @@ func (l *Ledger) write(entries ...Entry) error {
 		if err := l.store.Put(entry.ID, entry); err != nil {
 			return errors.Join(fmt.Errorf("record grant: %w", err), l.forget(entries))
 		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, entry := range entries {
+		delete(l.unwritten, entry.ID)
 	}
 	return nil
 }
@@ -164,6 +171,7 @@ func (l *Ledger) decideAll(gpus []share.GPU, door string, owner Owner, asks []As
 		if err != nil { // nothing of it is written yet
 			for _, entry := range fresh {
 				delete(l.entries, entry.ID)
+				delete(l.unwritten, entry.ID)
 			}
 		}
 	}()
@@ -202,7 +210,7 @@ func (l *Ledger) Owned(door, uid string) []Entry {
 func (l *Ledger) where(wanted func(Entry) bool) (entries []Entry) {
 	l.mu.Lock()
 	for _, entry := range l.entries {
-		if wanted(entry) {
+		if wanted(entry) && !l.unwritten[entry.ID] {
 			entries = append(entries, entry)
 		}
 	}
@@ -233,6 +241,7 @@ func (l *Ledger) Release(id string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.entries, id)
+	delete(l.unwritten, id)
 	return nil
 }
 

@@ -78,6 +78,11 @@ func (c *Client) Drop(ctx context.Context, door, owner string) error {
 	return c.call(ctx, http.MethodDelete, DoorsPath+"/"+door+"/holds/"+url.PathEscape(owner), nil, nil)
 }
 
+// Owners are those who hold anything through a door.
+func (c *Client) Owners(ctx context.Context, door string) (owners []ledger.Owner, err error) {
+	return owners, c.call(ctx, http.MethodGet, DoorsPath+"/"+door+"/holds", nil, &owners)
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
@@ -100,6 +105,9 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		var problem Problem
 		if err := json.NewDecoder(response.Body).Decode(&problem); err != nil || problem.Error == "" {
 			problem.Error = fmt.Sprintf("kerfd answered %s; are kerf and kerfd of one release?", response.Status)
+		}
+		if response.StatusCode == http.StatusServiceUnavailable { // another kerfd is about to answer here
+			return errors.New(problem.Error)
 		}
 		return fmt.Errorf("%w: %s", ErrRefused, problem.Error)
 	}

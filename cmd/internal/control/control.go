@@ -30,7 +30,7 @@ const (
 	ReadyPath  = "/v1/ready"  // GET → {}, or why not yet
 	// For the next kerfd and the last one, on a node where one follows the other. Root's only.
 	SuccessionPath = "/v1/succession" // POST: let go of the core
-	DoorsPath      = "/v1/doors"      // POST /v1/doors/NAME/holds Holding → []ledger.Held; DELETE /v1/doors/NAME/holds/OWNER
+	DoorsPath      = "/v1/doors"      // POST /v1/doors/NAME/holds Holding → []ledger.Held; GET → []ledger.Owner; DELETE /v1/doors/NAME/holds/OWNER
 	// MetricsPath answers in Prometheus' text format.
 	MetricsPath = "/metrics"
 )
