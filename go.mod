@@ -12,6 +12,7 @@ require (
 	github.com/prometheus/client_golang v1.24.0 // metrics
 	github.com/spf13/cobra v1.10.2 // commands, flags, help and completions
 	go.yaml.in/yaml/v3 v3.0.6 // configuration and profiles, with unknown keys refused
+	golang.org/x/sync v0.23.0 // a bound on the reviews that are judged at once
 	golang.org/x/sys v0.49.0 // pidfd, peer credentials, mounts: what package syscall lacks
 	google.golang.org/grpc v1.85.0 // kubelet's plugin protocols
 	k8s.io/api v0.37.2 // Kubernetes objects
@@ -79,7 +80,6 @@ require (
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/net v0.60.0 // indirect
 	golang.org/x/oauth2 v0.36.0 // indirect
-	golang.org/x/sync v0.23.0 // indirect
 	golang.org/x/term v0.46.0 // indirect
 	golang.org/x/text v0.42.0 // indirect
 	golang.org/x/time v0.15.0 // indirect

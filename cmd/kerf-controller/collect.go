@@ -11,21 +11,25 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 )
 
 // unusedFor is how long no pod with a template was admitted before it is looked at. It must be well above useEvery: a pod that is
 // admitted now may find a last use that old, and will be there soon.
 const unusedFor = time.Hour
 
-// pageSize bounds one answer of the API server's.
-const pageSize = 500
+// pageSize bounds one answer of the API server's. Any user may write objects of 1.5 MiB that are looked at here, and this program's memory is
+// that of some dozens of them.
+const pageSize = 20
+
+var templatesResource = resourceapi.SchemeGroupVersion.WithResource("resourceclaimtemplates")
 
 // collect removes the templates that were not used for an hour and that no pod names, and says how many.
-func collect(ctx context.Context, client kubernetes.Interface, now time.Time) (removed int, err error) {
+func collect(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, now time.Time) (removed int, err error) {
 	var errs []error
 	used := map[string]map[string]bool{} // namespace → templates that its pods name
-	err = eachTemplate(ctx, client, func(t resourceapi.ResourceClaimTemplate) {
-		if now.Sub(lastUse(&t)) < unusedFor || t.DeletionTimestamp != nil {
+	err = eachTemplate(ctx, meta, func(t metav1.ObjectMeta) {
+		if now.Sub(lastUse(t)) < unusedFor || t.DeletionTimestamp != nil {
 			return
 		}
 		names, known := used[t.Namespace]
@@ -41,7 +45,7 @@ func collect(ctx context.Context, client kubernetes.Interface, now time.Time) (r
 			return
 		}
 		// If a pod was admitted since, the last use has changed, and so has the resourceVersion.
-		err := client.ResourceV1().ResourceClaimTemplates(t.Namespace).Delete(ctx, t.Name, metav1.DeleteOptions{
+		err := meta.Resource(templatesResource).Namespace(t.Namespace).Delete(ctx, t.Name, metav1.DeleteOptions{
 			Preconditions: &metav1.Preconditions{UID: &t.UID, ResourceVersion: &t.ResourceVersion},
 		})
 		switch {
@@ -54,15 +58,16 @@ func collect(ctx context.Context, client kubernetes.Interface, now time.Time) (r
 	return removed, errors.Join(append(errs, err)...)
 }
 
-func eachTemplate(ctx context.Context, client kubernetes.Interface, f func(resourceapi.ResourceClaimTemplate)) error {
+// eachTemplate looks at metadata only: what a template asks for does not matter here.
+func eachTemplate(ctx context.Context, meta metadata.Interface, f func(metav1.ObjectMeta)) error {
 	options := metav1.ListOptions{LabelSelector: labelGenerated + "=" + labelGeneratedAs, Limit: pageSize}
 	for {
-		page, err := client.ResourceV1().ResourceClaimTemplates(metav1.NamespaceAll).List(ctx, options)
+		page, err := meta.Resource(templatesResource).List(ctx, options)
 		if err != nil {
 			return fmt.Errorf("list templates: %w", err)
 		}
 		for _, t := range page.Items {
-			f(t)
+			f(t.ObjectMeta)
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
 			return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +11,9 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"time"
 
+	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -21,12 +24,53 @@ const maxReview = 8 << 20
 // maxMessage is what fits an event, with room for what the API server writes before it.
 const maxMessage = 900
 
+// roomSmall and roomLarge bound the requests that are judged at once, in bytes; decoded, each is some times that. Large ones, which anybody
+// who can write a large object may send in numbers, do not hold up the others.
+const (
+	smallReview = 256 << 10
+	roomSmall   = 8 << 20
+	roomLarge   = 2 * maxReview
+)
+
+// enterWithin and readWithin bound the wait for room and for the body; the API server waits 10 s for an answer.
+const (
+	enterWithin = 5 * time.Second
+	readWithin  = 5 * time.Second
+)
+
+// room is what reviews may take of the memory.
+type room struct {
+	small, large *semaphore.Weighted
+}
+
+func newRoom() *room {
+	return &room{small: semaphore.NewWeighted(roomSmall), large: semaphore.NewWeighted(roomLarge)}
+}
+
+// enter waits for room for a request's body. leave gives it back.
+func (r *room) enter(request *http.Request) (leave func(), err error) {
+	size := request.ContentLength
+	if size < 0 || size > maxReview {
+		size = maxReview // reading ends there
+	}
+	of := r.small
+	if size > smallReview {
+		of = r.large
+	}
+	ctx, cancel := context.WithTimeout(request.Context(), enterWithin)
+	defer cancel()
+	if err := of.Acquire(ctx, size); err != nil {
+		return nil, fmt.Errorf("too many reviews at once: no room for one of %d bytes within %s; try again", size, enterWithin)
+	}
+	return func() { of.Release(size) }, nil
+}
+
 // webhook answers one kind of review. An error means that it could not be judged; a refusal is an answer.
 type webhook func(*http.Request, *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error)
 
 // reviewer wraps a webhook in the protocol. A panic, or a request that is not one, is an HTTP error: the API server
 // then does what the failure policy says.
-func reviewer(name string, handle webhook, m *metrics, log *slog.Logger) http.Handler {
+func reviewer(name string, handle webhook, room *room, m *metrics, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		outcome := "error"
 		defer func() {
@@ -36,6 +80,13 @@ func reviewer(name string, handle webhook, m *metrics, log *slog.Logger) http.Ha
 			}
 			m.requests.WithLabelValues(name, outcome).Inc()
 		}()
+		leave, err := room.enter(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		defer leave()
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readWithin)) // who sends slowly has the room meanwhile
 		request, err := readReview(r)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)

@@ -11,7 +11,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -54,21 +56,28 @@ func newMetrics(certs *certificates) (*metrics, *prometheus.Registry) {
 	return m, registry
 }
 
-func newClient(kubeconfig string) (kubernetes.Interface, error) {
+func newClients(kubeconfig string) (kubernetes.Interface, metadata.Interface, error) {
 	config, err := rest.InClusterConfig()
 	if kubeconfig != "" {
 		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reach the API server: %w; give --kubeconfig outside a pod", err)
+		return nil, nil, fmt.Errorf("reach the API server: %w; give --kubeconfig outside a pod", err)
 	}
 	config.QPS, config.Burst = 100, 200 // one or two calls for every pod that is admitted
-	return kubernetes.NewForConfig(config)
+	meta, err := metadata.NewForConfig(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	config = rest.CopyConfig(config)
+	config.AcceptContentTypes, config.ContentType = runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON, runtime.ContentTypeProtobuf // smaller
+	client, err := kubernetes.NewForConfig(config)
+	return client, meta, err
 }
 
 // serve runs everything until the context ends. A part that ends before is a failure of the whole.
 func serve(ctx context.Context, f flags, log *slog.Logger) error {
-	client, err := newClient(f.kubeconfig)
+	client, meta, err := newClients(f.kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -80,7 +89,7 @@ func serve(ctx context.Context, f flags, log *slog.Logger) error {
 		listener(&http.Server{Addr: f.health, Handler: health(certs, registry)}),
 		repeat(refreshEvery, "certificates", m, log, certs.refresh),
 		repeat(collectEvery, "collection", m, log, func(ctx context.Context) error {
-			removed, err := collect(ctx, client, time.Now())
+			removed, err := collect(ctx, client, meta, time.Now())
 			m.removed.Add(float64(removed))
 			return err
 		}),
@@ -103,9 +112,9 @@ func serve(ctx context.Context, f flags, log *slog.Logger) error {
 
 func webhooks(client kubernetes.Interface, m *metrics, log *slog.Logger) http.Handler {
 	pods := &podWebhook{client: client, sizes: &sizes{client: client, now: time.Now}, now: time.Now, log: log}
-	mux := http.NewServeMux()
-	mux.Handle("/mutate-pods", reviewer("mutate-pods", pods.handle, m, log))
-	mux.Handle("/validate-config", reviewer("validate-config", validateConfigs, m, log))
+	mux, room := http.NewServeMux(), newRoom()
+	mux.Handle("/mutate-pods", reviewer("mutate-pods", pods.handle, room, m, log))
+	mux.Handle("/validate-config", reviewer("validate-config", validateConfigs, room, m, log))
 	return mux
 }
 

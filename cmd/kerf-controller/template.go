@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	typed "k8s.io/client-go/kubernetes/typed/resource/v1"
 	"k8s.io/client-go/util/retry"
 )
 
@@ -55,20 +56,42 @@ func ensureTemplate(ctx context.Context, client kubernetes.Interface, namespace 
 			_, err = templates.Create(ctx, fresh, metav1.CreateOptions{})
 			return err
 		}
+		if err != nil {
+			return err
+		}
+		ours, err := made(ctx, templates, found, template)
 		switch {
 		case err != nil:
 			return err
-		case found.Labels[labelGenerated] != labelGeneratedAs || !equality.Semantic.DeepEqual(found.Spec, template.Spec):
+		case !ours:
 			return fmt.Errorf("ResourceClaimTemplate %s/%s: there, but not as kerf-controller makes it; delete it, it will be made again", namespace, template.Name)
 		case found.DeletionTimestamp != nil:
 			return apierrors.NewConflict(resourceapi.Resource("resourceclaimtemplates"), template.Name, fmt.Errorf("it is being deleted"))
-		case now.Sub(lastUse(found)) < useEvery:
+		case now.Sub(lastUse(found.ObjectMeta)) < useEvery:
 			return nil
 		}
 		found.Annotations = withLastUse(found.Annotations, now)
 		_, err = templates.Update(ctx, found, metav1.UpdateOptions{}) // carries the resourceVersion: what was deleted meanwhile is not used
 		return err
 	})
+}
+
+// made is whether a template is as it is made here. A Kubernetes later than this program may fill fields in; it is asked what it
+// makes of ours.
+func made(ctx context.Context, templates typed.ResourceClaimTemplateInterface, found, template *resourceapi.ResourceClaimTemplate) (bool, error) {
+	if found.Labels[labelGenerated] != labelGeneratedAs {
+		return false, nil
+	}
+	if equality.Semantic.DeepEqual(found.Spec, template.Spec) {
+		return true, nil
+	}
+	fresh := template.DeepCopy()
+	fresh.Name, fresh.GenerateName = "", template.Name+"-"
+	fresh, err := templates.Create(ctx, fresh, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil {
+		return false, fmt.Errorf("ask what the API server makes of template %s: %w", template.Name, err)
+	}
+	return equality.Semantic.DeepEqual(found.Spec, fresh.Spec), nil
 }
 
 // again is for what another replica, or the collection, did at the same moment.
@@ -85,7 +108,7 @@ func withLastUse(annotations map[string]string, now time.Time) map[string]string
 }
 
 // lastUse is when a pod with the template was last admitted; its making, where the annotation is not there or not a time.
-func lastUse(t *resourceapi.ResourceClaimTemplate) time.Time {
+func lastUse(t metav1.ObjectMeta) time.Time {
 	if used, err := time.Parse(time.RFC3339, t.Annotations[annotationLastUse]); err == nil {
 		return used
 	}

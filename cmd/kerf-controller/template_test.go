@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	metadatafake "k8s.io/client-go/metadata/fake"
 	clienttesting "k8s.io/client-go/testing"
 )
 
@@ -34,6 +36,20 @@ func stored(template *resourceapi.ResourceClaimTemplate, used time.Time) *resour
 	s.Namespace, s.UID, s.ResourceVersion = "team", "1", "7"
 	s.Annotations = withLastUse(nil, used)
 	return s
+}
+
+// metadataOf is a client for the metadata of templates.
+func metadataOf(t *testing.T, templates ...*resourceapi.ResourceClaimTemplate) *metadatafake.FakeMetadataClient {
+	scheme := metadatafake.NewTestScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	var objects []runtime.Object
+	for _, template := range templates {
+		objects = append(objects, &metav1.PartialObjectMetadata{
+			TypeMeta: metav1.TypeMeta{APIVersion: "resource.k8s.io/v1", Kind: "ResourceClaimTemplate"}, ObjectMeta: template.ObjectMeta})
+	}
+	return metadatafake.NewSimpleMetadataClient(scheme, objects...)
 }
 
 func verbs(client *fake.Clientset) string {
@@ -64,12 +80,12 @@ func TestEnsureTemplate(t *testing.T) {
 		{"quantities written otherwise", changed(func(s *resourceapi.ResourceClaimTemplate) {
 			s.Spec.Spec.Devices.Requests[0].Exactly.Capacity = capacity(8000<<20, 0)
 		}), "get", ""},
-		{"other content", changed(func(s *resourceapi.ResourceClaimTemplate) { s.Spec.Spec.Devices.Requests[0].Exactly.Count = 8 }), "get", "there, but not as kerf-controller makes it"},
-		{"with labels for claims", changed(func(s *resourceapi.ResourceClaimTemplate) { s.Spec.Labels = map[string]string{"a": "b"} }), "get", "there, but not as"},
+		{"other content", changed(func(s *resourceapi.ResourceClaimTemplate) { s.Spec.Spec.Devices.Requests[0].Exactly.Count = 8 }), "get create", "there, but not as kerf-controller makes it"},
+		{"with labels for claims", changed(func(s *resourceapi.ResourceClaimTemplate) { s.Spec.Labels = map[string]string{"a": "b"} }), "get create", "there, but not as"},
 		{"admin access", changed(func(s *resourceapi.ResourceClaimTemplate) {
 			yes := true
 			s.Spec.Spec.Devices.Requests[0].Exactly.AdminAccess = &yes
-		}), "get", "there, but not as"},
+		}), "get create", "there, but not as"},
 		{"somebody else's", changed(func(s *resourceapi.ResourceClaimTemplate) { s.Labels = nil }), "get", "delete it, it will be made again"},
 	} {
 		client := fake.NewClientset()
@@ -83,6 +99,26 @@ func TestEnsureTemplate(t *testing.T) {
 		if got := verbs(client); got != tt.verbs {
 			t.Errorf("%s: %s, want %s", tt.name, got, tt.verbs)
 		}
+	}
+}
+
+// A Kubernetes that fills in a field which this program does not know the default of.
+func TestEnsureTemplateWithDefaults(t *testing.T) {
+	wanted := templateOf(t, "main: gpu=1")
+	fill := func(s *resourceapi.ResourceClaimTemplate) *resourceapi.ResourceClaimTemplate {
+		s.Spec.Spec.Devices.Requests[0].Exactly.Tolerations = []resourceapi.DeviceToleration{{Operator: resourceapi.DeviceTolerationOpExists}}
+		return s
+	}
+	client := fake.NewClientset(fill(stored(wanted, noon)))
+	client.PrependReactor("create", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		create := a.(clienttesting.CreateActionImpl)
+		if !slices.Contains(create.CreateOptions.DryRun, metav1.DryRunAll) {
+			t.Error("made, where it was to be asked only")
+		}
+		return true, fill(create.Object.(*resourceapi.ResourceClaimTemplate)), nil
+	})
+	if err := ensureTemplate(context.Background(), client, "team", wanted, noon); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -142,19 +178,25 @@ func TestCollect(t *testing.T) {
 	used := "used"
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "a"}, Spec: corev1.PodSpec{ResourceClaims: []corev1.PodResourceClaim{
 		{Name: "own"}, {Name: "kerf", ResourceClaimTemplateName: &used}}}}
-	client := fake.NewClientset(named("fresh", "a", fresh), named("unused", "a", old), named("used", "a", old), named("used", "b", old), foreign, unmarked, pod)
-	client.PrependReactor("delete", "resourceclaimtemplates", func(a clienttesting.Action) (bool, runtime.Object, error) {
+	client := fake.NewClientset(pod)
+	meta := metadataOf(t, named("fresh", "a", fresh), named("unused", "a", old), named("used", "a", old), named("used", "b", old), foreign, unmarked)
+	meta.PrependReactor("delete", "resourceclaimtemplates", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		p := a.(clienttesting.DeleteActionImpl).DeleteOptions.Preconditions
 		if p == nil || p.UID == nil || p.ResourceVersion == nil || *p.ResourceVersion != "7" {
 			t.Errorf("deleted without naming what was read: %v", p)
 		}
 		return false, nil, nil
 	})
-	removed, err := collect(context.Background(), client, noon)
+	removed, err := collect(context.Background(), client, meta, noon)
 	if err != nil || removed != 2 {
 		t.Errorf("%d removed, %v", removed, err)
 	}
-	left, err := client.ResourceV1().ResourceClaimTemplates("").List(context.Background(), metav1.ListOptions{})
+	for _, a := range client.Actions() { // the fake of metadata does not say
+		if l, ok := a.(clienttesting.ListActionImpl); ok && l.ListOptions.Limit != pageSize {
+			t.Errorf("%s of %s: pages of %d", a.GetVerb(), a.GetResource().Resource, l.ListOptions.Limit)
+		}
+	}
+	left, err := meta.Resource(templatesResource).List(context.Background(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,9 +222,11 @@ func TestCollectFails(t *testing.T) {
 		{"list", "pods", errors.New("timeout"), "list pods of team: timeout"},
 		{"list", "resourceclaimtemplates", errors.New("timeout"), "list templates: timeout"},
 	} {
-		client := fake.NewClientset(stored(templateOf(t, "main: gpu=1"), noon.Add(-2*time.Hour)))
-		client.PrependReactor(tt.verb, tt.resource, func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, tt.err })
-		removed, err := collect(context.Background(), client, noon)
+		client, meta := fake.NewClientset(), metadataOf(t, stored(templateOf(t, "main: gpu=1"), noon.Add(-2*time.Hour)))
+		fail := func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, tt.err }
+		client.PrependReactor(tt.verb, tt.resource, fail)
+		meta.PrependReactor(tt.verb, tt.resource, fail)
+		removed, err := collect(context.Background(), client, meta, noon)
 		if removed != 0 || (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s %s: %d, %v, want %q", tt.verb, tt.resource, removed, err, tt.want)
 		}

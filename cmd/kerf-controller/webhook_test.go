@@ -11,6 +11,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -171,7 +173,7 @@ func TestPanic(t *testing.T) {
 	m, _ := newMetrics(&certificates{})
 	handler := reviewer("x", func(*http.Request, *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
 		panic("here")
-	}, m, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	}, newRoom(), m, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	recorder := httptest.NewRecorder()
 	request := httptest.NewRequest("POST", "/", strings.NewReader(fmt.Sprintf(review, hamiPod, false)))
 	request.Header.Set("Content-Type", "application/json")
@@ -277,4 +279,38 @@ func TestHealth(t *testing.T) {
 			t.Errorf("no %s in\n%s", metric, text)
 		}
 	}
+}
+
+// Reviews wait for room by their size, large ones in a room of their own, and not for ever.
+func TestRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom()
+		enter := func(size int64) (func(), error) {
+			return r.enter((&http.Request{ContentLength: size}).WithContext(t.Context()))
+		}
+		var leave []func()
+		for _, size := range []int64{maxReview, -1} {
+			l, err := enter(size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			leave = append(leave, l)
+		}
+		start := time.Now()
+		if _, err := enter(1 << 40); err == nil || !strings.Contains(err.Error(), "too many reviews at once") || time.Since(start) != enterWithin {
+			t.Errorf("a third large one: %v after %s", err, time.Since(start))
+		}
+		for range roomSmall / smallReview {
+			if _, err := enter(smallReview); err != nil {
+				t.Fatal("a small one beside large ones:", err)
+			}
+		}
+		if _, err := enter(smallReview); err == nil {
+			t.Error("small ones without end")
+		}
+		leave[0]()
+		if _, err := enter(maxReview); err != nil {
+			t.Error("room that was given back:", err)
+		}
+	})
 }
