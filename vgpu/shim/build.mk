@@ -7,8 +7,9 @@
 SHIM_DIR   := vgpu/shim
 SHIM_ROOT  ?= /run/kerf
 SHIM_FLAGS ?=
+SHIM_MAP   ?= $(SHIM_DIR)/cuda.map
 SHIM_OBJ   := $(B)/obj/shim
-SHIM_CUDA  := account array books context gate graph hooks.gen import info intercept mem names.gen pool session share visible vmm
+SHIM_CUDA  := account array books context gate graph hooks.gen import info intercept mem names.gen pool session share swap swap_area swap_host swap_info visible vmm
 SHIM_NVML  := nvml nvml_hooks.gen share
 SHIM_HDRS  := $(wildcard $(SHIM_DIR)/*.h internal/cuda/*.h)
 SHIM_LIBDL := $(if $(findstring aarch64,$(shell $(CC) -dumpmachine)),GLIBC_2.17,GLIBC_2.2.5)
@@ -32,9 +33,9 @@ $(SHIM_OBJ)/libkerfreal-%.so.1: $(SHIM_DIR)/stub/empty.c
 	@mkdir -p $(@D)
 	@$(CC) -shared -nostdlib -fPIC -o $@ $< -Wl,-soname,$(@F)
 
-$(B)/lib/kerf/libcuda.so.1: $(SHIM_CUDA:%=$(SHIM_OBJ)/%.o) $(SHIM_DIR)/cuda.map $(SHIM_OBJ)/libkerfreal-cuda.so.1 $(SHIM_OBJ)/libdl.so.2
+$(B)/lib/kerf/libcuda.so.1: $(SHIM_CUDA:%=$(SHIM_OBJ)/%.o) $(SHIM_MAP) $(SHIM_OBJ)/libkerfreal-cuda.so.1 $(SHIM_OBJ)/libdl.so.2
 	@mkdir -p $(@D)
-	@$(SHIM_LD) -o $@ $(filter %.o,$^) $(filter %.so.1 %.so.2,$^) -Wl,-soname,libcuda.so.1,-rpath,$(SHIM_ROOT)/driver,--enable-new-dtags,--version-script=$(SHIM_DIR)/cuda.map
+	@$(SHIM_LD) -o $@ $(filter %.o,$^) $(filter %.so.1 %.so.2,$^) -Wl,-soname,libcuda.so.1,-rpath,$(SHIM_ROOT)/driver,--enable-new-dtags,--version-script=$(SHIM_MAP)
 
 $(B)/lib/kerf/libnvidia-ml.so.1: $(SHIM_NVML:%=$(SHIM_OBJ)/%.o) $(SHIM_DIR)/nvml.map $(SHIM_OBJ)/libkerfreal-nvidia-ml.so.1 $(SHIM_OBJ)/libdl.so.2
 	@mkdir -p $(@D)

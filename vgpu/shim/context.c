@@ -5,7 +5,7 @@
  * memory, arrays and imports with it when it is destroyed; memory of pools and cuMemCreate belongs to the device and
  * stays.
  */
-#include "shim.h"
+#include "swap.h"
 
 #define MAX_PRIMARY 64
 
@@ -90,7 +90,9 @@ static CUresult primary_ends(CUresult (*real)(CUdevice), CUdevice dev)
 		return real(dev);
 	lock(&primary_lock);
 	name = set_aside(primary[dev].ctx);
+	kerf_swap_context_ends(primary[dev].ctx, name);
 	r = real(dev);
+	kerf_swap_context_ended(name, r == CUDA_SUCCESS && !active(dev));
 	if (r == CUDA_SUCCESS && !active(dev)) {
 		book_sweep(name, lost);
 		kerf_discharge(d, primary[dev].charged);
@@ -185,7 +187,9 @@ static CUresult context_ends(CUresult (*real)(CUcontext), CUcontext ctx, bool de
 		return r;
 	}
 	name = set_aside(ctx);
+	kerf_swap_context_ends(ctx, name);
 	r = real(ctx);
+	kerf_swap_context_ended(name, r == CUDA_SUCCESS);
 	if (r) {
 		book_rename(name, (uintptr_t)ctx);
 		book_put(&b);

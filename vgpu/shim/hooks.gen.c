@@ -11,6 +11,13 @@ ALLOC(cuMemAllocPitch, on_alloc_pitch_v1, (CUdeviceptr_v1 *p, unsigned int *pitc
 ALLOC(cuMemAllocManaged, on_alloc_managed, (CUdeviceptr *p, size_t n, unsigned int flags), (p, n, flags), (real, p, n, flags))
 FREE(cuMemFree_v2, on_free, (CUdeviceptr p), (p), (real, p))
 FREE(cuMemFree, on_free_v1, (CUdeviceptr_v1 p), (p), (real, p))
+QUERY(cuMemGetAddressRange_v2, on_address_range, (CUdeviceptr *base, size_t *n, CUdeviceptr p), (base, n, p), (real, base, n, p))
+QUERY(cuPointerGetAttribute, on_pointer_get, (void *out, CUpointer_attribute which, CUdeviceptr p), (out, which, p), (real, out, which, p))
+QUERY(cuPointerGetAttributes, on_pointer_get_all, (unsigned int n, CUpointer_attribute *which, void **out, CUdeviceptr p), (n, which, out, p), (real, n, which, out, p))
+QUERY(cuPointerSetAttribute, on_pointer_set, (const void *value, CUpointer_attribute which, CUdeviceptr p), (value, which, p), (real, value, which, p))
+QUERY(cuIpcGetMemHandle, on_ipc_get, (CUipcMemHandle *handle, CUdeviceptr p), (handle, p), (real, handle, p))
+QUERY(cuMemGetHandleForAddressRange, on_range_handle, (void *handle, CUdeviceptr p, size_t n, CUmemRangeHandleType type, unsigned long long flags), (handle, p, n, type, flags), (real, handle, p, n, type, flags))
+QUERY(cuCtxEnablePeerAccess, on_peer_enable, (CUcontext peer, unsigned int flags), (peer, flags), (real, peer, flags))
 ALLOC(cuMemAllocHost_v2, on_alloc_host, (void **p, size_t n), (p, n), (real, p, n))
 ALLOC(cuMemAllocHost, on_alloc_host_v1, (void **p, unsigned int n), (p, n), (real, p, n))
 ALLOC(cuMemHostAlloc, on_host_alloc, (void **p, size_t n, unsigned int flags), (p, n, flags), (real, p, n, flags))
@@ -277,6 +284,13 @@ struct hook kerf_hooks[HOOKS] = {
 	[H_cuMemAllocManaged] = { "cuMemAllocManaged", NULL, (void *)kerf_x_cuMemAllocManaged, "cuMemAllocManaged", 6000, 0, false },
 	[H_cuMemFree_v2] = { "cuMemFree_v2", NULL, (void *)kerf_x_cuMemFree_v2, "cuMemFree", 3020, 0, false },
 	[H_cuMemFree] = { "cuMemFree", NULL, (void *)kerf_x_cuMemFree, "cuMemFree", 2000, 0, false },
+	[H_cuMemGetAddressRange_v2] = { "cuMemGetAddressRange_v2", NULL, (void *)kerf_x_cuMemGetAddressRange_v2, "cuMemGetAddressRange", 3020, 0, false },
+	[H_cuPointerGetAttribute] = { "cuPointerGetAttribute", NULL, (void *)kerf_x_cuPointerGetAttribute, "cuPointerGetAttribute", 4000, 0, false },
+	[H_cuPointerGetAttributes] = { "cuPointerGetAttributes", NULL, (void *)kerf_x_cuPointerGetAttributes, "cuPointerGetAttributes", 7000, 0, false },
+	[H_cuPointerSetAttribute] = { "cuPointerSetAttribute", NULL, (void *)kerf_x_cuPointerSetAttribute, "cuPointerSetAttribute", 6000, 0, false },
+	[H_cuIpcGetMemHandle] = { "cuIpcGetMemHandle", NULL, (void *)kerf_x_cuIpcGetMemHandle, "cuIpcGetMemHandle", 4010, 0, false },
+	[H_cuMemGetHandleForAddressRange] = { "cuMemGetHandleForAddressRange", NULL, (void *)kerf_x_cuMemGetHandleForAddressRange, "cuMemGetHandleForAddressRange", 11070, 0, false },
+	[H_cuCtxEnablePeerAccess] = { "cuCtxEnablePeerAccess", NULL, (void *)kerf_x_cuCtxEnablePeerAccess, "cuCtxEnablePeerAccess", 4000, 0, false },
 	[H_cuMemAllocHost_v2] = { "cuMemAllocHost_v2", NULL, (void *)kerf_x_cuMemAllocHost_v2, "cuMemAllocHost", 3020, 0, false },
 	[H_cuMemAllocHost] = { "cuMemAllocHost", NULL, (void *)kerf_x_cuMemAllocHost, "cuMemAllocHost", 2000, 0, false },
 	[H_cuMemHostAlloc] = { "cuMemHostAlloc", NULL, (void *)kerf_x_cuMemHostAlloc, "cuMemHostAlloc", 2020, 0, false },
@@ -545,8 +559,13 @@ struct hook kerf_hooks[HOOKS] = {
 	[H_cuDeviceGetMemPool] = { "cuDeviceGetMemPool", NULL, NULL, "cuDeviceGetMemPool", 11020, 0, false },
 	[H_cuDeviceGetDefaultMemPool] = { "cuDeviceGetDefaultMemPool", NULL, NULL, "cuDeviceGetDefaultMemPool", 11020, 0, false },
 	[H_cuMemPoolGetAttribute] = { "cuMemPoolGetAttribute", NULL, NULL, "cuMemPoolGetAttribute", 11020, 0, false },
-	[H_cuMemGetAddressRange_v2] = { "cuMemGetAddressRange_v2", NULL, NULL, "cuMemGetAddressRange", 3020, 0, false },
-	[H_cuPointerGetAttribute] = { "cuPointerGetAttribute", NULL, NULL, "cuPointerGetAttribute", 4000, 0, false },
+	[H_cuMemSetAccess] = { "cuMemSetAccess", NULL, NULL, "cuMemSetAccess", 10020, 0, false },
+	[H_cuMemAddressReserve] = { "cuMemAddressReserve", NULL, NULL, "cuMemAddressReserve", 10020, 0, false },
+	[H_cuMemAddressFree] = { "cuMemAddressFree", NULL, NULL, "cuMemAddressFree", 10020, 0, false },
+	[H_cuMemGetAllocationGranularity] = { "cuMemGetAllocationGranularity", NULL, NULL, "cuMemGetAllocationGranularity", 10020, 0, false },
+	[H_cuStreamCreate] = { "cuStreamCreate", NULL, NULL, "cuStreamCreate", 2000, 0, false },
+	[H_cuStreamDestroy_v2] = { "cuStreamDestroy_v2", NULL, NULL, "cuStreamDestroy", 4000, 0, false },
+	[H_cuThreadExchangeStreamCaptureMode] = { "cuThreadExchangeStreamCaptureMode", NULL, NULL, "cuThreadExchangeStreamCaptureMode", 10010, 0, false },
 	[H_cuMemGetAllocationPropertiesFromHandle] = { "cuMemGetAllocationPropertiesFromHandle", NULL, NULL, "cuMemGetAllocationPropertiesFromHandle", 10020, 0, false },
 	[H_cuArrayGetMemoryRequirements] = { "cuArrayGetMemoryRequirements", NULL, NULL, "cuArrayGetMemoryRequirements", 11060, 0, false },
 	[H_cuMipmappedArrayGetMemoryRequirements] = { "cuMipmappedArrayGetMemoryRequirements", NULL, NULL, "cuMipmappedArrayGetMemoryRequirements", 11060, 0, false },

@@ -13,6 +13,13 @@ enum hook_id {
 	H_cuMemAllocManaged,
 	H_cuMemFree_v2,
 	H_cuMemFree,
+	H_cuMemGetAddressRange_v2,
+	H_cuPointerGetAttribute,
+	H_cuPointerGetAttributes,
+	H_cuPointerSetAttribute,
+	H_cuIpcGetMemHandle,
+	H_cuMemGetHandleForAddressRange,
+	H_cuCtxEnablePeerAccess,
 	H_cuMemAllocHost_v2,
 	H_cuMemAllocHost,
 	H_cuMemHostAlloc,
@@ -281,8 +288,13 @@ enum hook_id {
 	H_cuDeviceGetMemPool,
 	H_cuDeviceGetDefaultMemPool,
 	H_cuMemPoolGetAttribute,
-	H_cuMemGetAddressRange_v2,
-	H_cuPointerGetAttribute,
+	H_cuMemSetAccess,
+	H_cuMemAddressReserve,
+	H_cuMemAddressFree,
+	H_cuMemGetAllocationGranularity,
+	H_cuStreamCreate,
+	H_cuStreamDestroy_v2,
+	H_cuThreadExchangeStreamCaptureMode,
 	H_cuMemGetAllocationPropertiesFromHandle,
 	H_cuArrayGetMemoryRequirements,
 	H_cuMipmappedArrayGetMemoryRequirements,
@@ -304,6 +316,13 @@ typedef CUresult (*fn_cuMemAllocPitch)(CUdeviceptr_v1 *p, unsigned int *pitch, u
 typedef CUresult (*fn_cuMemAllocManaged)(CUdeviceptr *p, size_t n, unsigned int flags);
 typedef CUresult (*fn_cuMemFree_v2)(CUdeviceptr p);
 typedef CUresult (*fn_cuMemFree)(CUdeviceptr_v1 p);
+typedef CUresult (*fn_cuMemGetAddressRange_v2)(CUdeviceptr *base, size_t *n, CUdeviceptr p);
+typedef CUresult (*fn_cuPointerGetAttribute)(void *out, CUpointer_attribute which, CUdeviceptr p);
+typedef CUresult (*fn_cuPointerGetAttributes)(unsigned int n, CUpointer_attribute *which, void **out, CUdeviceptr p);
+typedef CUresult (*fn_cuPointerSetAttribute)(const void *value, CUpointer_attribute which, CUdeviceptr p);
+typedef CUresult (*fn_cuIpcGetMemHandle)(CUipcMemHandle *handle, CUdeviceptr p);
+typedef CUresult (*fn_cuMemGetHandleForAddressRange)(void *handle, CUdeviceptr p, size_t n, CUmemRangeHandleType type, unsigned long long flags);
+typedef CUresult (*fn_cuCtxEnablePeerAccess)(CUcontext peer, unsigned int flags);
 typedef CUresult (*fn_cuMemAllocHost_v2)(void **p, size_t n);
 typedef CUresult (*fn_cuMemAllocHost)(void **p, unsigned int n);
 typedef CUresult (*fn_cuMemHostAlloc)(void **p, size_t n, unsigned int flags);
@@ -572,8 +591,13 @@ typedef CUresult (*fn_cuDevicePrimaryCtxGetState)(CUdevice dev, unsigned int *fl
 typedef CUresult (*fn_cuDeviceGetMemPool)(CUmemoryPool *pool, CUdevice dev);
 typedef CUresult (*fn_cuDeviceGetDefaultMemPool)(CUmemoryPool *pool, CUdevice dev);
 typedef CUresult (*fn_cuMemPoolGetAttribute)(CUmemoryPool pool, CUmemPool_attribute attribute, void *value);
-typedef CUresult (*fn_cuMemGetAddressRange_v2)(CUdeviceptr *base, size_t *n, CUdeviceptr p);
-typedef CUresult (*fn_cuPointerGetAttribute)(void *value, CUpointer_attribute attribute, CUdeviceptr p);
+typedef CUresult (*fn_cuMemSetAccess)(CUdeviceptr p, size_t n, const CUmemAccessDesc *desc, size_t count);
+typedef CUresult (*fn_cuMemAddressReserve)(CUdeviceptr *p, size_t n, size_t align, CUdeviceptr at, unsigned long long flags);
+typedef CUresult (*fn_cuMemAddressFree)(CUdeviceptr p, size_t n);
+typedef CUresult (*fn_cuMemGetAllocationGranularity)(size_t *granularity, const CUmemAllocationProp *prop, CUmemAllocationGranularity_flags which);
+typedef CUresult (*fn_cuStreamCreate)(CUstream *stream, unsigned int flags);
+typedef CUresult (*fn_cuStreamDestroy_v2)(CUstream stream);
+typedef CUresult (*fn_cuThreadExchangeStreamCaptureMode)(CUstreamCaptureMode *mode);
 typedef CUresult (*fn_cuMemGetAllocationPropertiesFromHandle)(CUmemAllocationProp *prop, CUmemGenericAllocationHandle handle);
 typedef CUresult (*fn_cuArrayGetMemoryRequirements)(CUDA_ARRAY_MEMORY_REQUIREMENTS *need, CUarray array, CUdevice dev);
 typedef CUresult (*fn_cuMipmappedArrayGetMemoryRequirements)(CUDA_ARRAY_MEMORY_REQUIREMENTS *need, CUmipmappedArray array, CUdevice dev);
@@ -603,6 +627,20 @@ typedef CUresult (*real_on_free)(CUdeviceptr p);
 CUresult on_free(real_on_free real, CUdeviceptr p);
 typedef CUresult (*real_on_free_v1)(CUdeviceptr_v1 p);
 CUresult on_free_v1(real_on_free_v1 real, CUdeviceptr_v1 p);
+typedef CUresult (*real_on_address_range)(CUdeviceptr *base, size_t *n, CUdeviceptr p);
+CUresult on_address_range(real_on_address_range real, CUdeviceptr *base, size_t *n, CUdeviceptr p);
+typedef CUresult (*real_on_pointer_get)(void *out, CUpointer_attribute which, CUdeviceptr p);
+CUresult on_pointer_get(real_on_pointer_get real, void *out, CUpointer_attribute which, CUdeviceptr p);
+typedef CUresult (*real_on_pointer_get_all)(unsigned int n, CUpointer_attribute *which, void **out, CUdeviceptr p);
+CUresult on_pointer_get_all(real_on_pointer_get_all real, unsigned int n, CUpointer_attribute *which, void **out, CUdeviceptr p);
+typedef CUresult (*real_on_pointer_set)(const void *value, CUpointer_attribute which, CUdeviceptr p);
+CUresult on_pointer_set(real_on_pointer_set real, const void *value, CUpointer_attribute which, CUdeviceptr p);
+typedef CUresult (*real_on_ipc_get)(CUipcMemHandle *handle, CUdeviceptr p);
+CUresult on_ipc_get(real_on_ipc_get real, CUipcMemHandle *handle, CUdeviceptr p);
+typedef CUresult (*real_on_range_handle)(void *handle, CUdeviceptr p, size_t n, CUmemRangeHandleType type, unsigned long long flags);
+CUresult on_range_handle(real_on_range_handle real, void *handle, CUdeviceptr p, size_t n, CUmemRangeHandleType type, unsigned long long flags);
+typedef CUresult (*real_on_peer_enable)(CUcontext peer, unsigned int flags);
+CUresult on_peer_enable(real_on_peer_enable real, CUcontext peer, unsigned int flags);
 typedef CUresult (*real_on_alloc_host)(void **p, size_t n);
 CUresult on_alloc_host(real_on_alloc_host real, void **p, size_t n);
 typedef CUresult (*real_on_alloc_host_v1)(void **p, unsigned int n);

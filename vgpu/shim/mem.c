@@ -1,5 +1,9 @@
-/* mem.c: linear, pitched and managed memory, and page-locked host memory. */
-#include "shim.h"
+/* mem.c: linear, pitched and managed memory, and page-locked host memory.
+ *
+ * Linear memory of over-committed shares is swap.h's. Their managed memory stays the driver's, which moves it by itself when
+ * the card is full: it is charged in full, and never swapped by us.
+ */
+#include "swap.h"
 
 /* Books an allocation that the driver made and the device is charged for. Without memory for the entry the
  * allocation could never be discharged, so it is refused instead. */
@@ -40,8 +44,21 @@ static CUresult begin(struct device **d, uint64_t bytes)
 	kerf_discharge(d, bytes); \
 	return r
 
+/* The device that serves it from memory that can be swapped; NULL: the driver serves it, or says what is wrong. */
+static struct device *swapping(bool valid)
+{
+	CUresult why;
+	struct device *d = valid ? kerf_current_device(&why) : NULL;
+
+	return d && unlikely(kerf_swappable(d)) ? d : NULL;
+}
+
 CUresult on_alloc(real_on_alloc real, CUdeviceptr *p, size_t n)
 {
+	struct device *by = swapping(p && n);
+
+	if (by)
+		return kerf_swap_alloc(by, p, n);
 	ALLOCATE(p && n, kerf_physical(n), real(p, n), record(d, *p, bytes));
 }
 
@@ -77,8 +94,26 @@ static CUresult settle_pitched(struct device *d, CUdeviceptr p, uint64_t charged
 	return record(d, p, bytes);
 }
 
+/* Rows of 512 bytes' alignment, as drivers make them. */
+static CUresult swapping_pitched(struct device *d, CUdeviceptr *p, size_t *pitch, size_t width, size_t height)
+{
+	size_t row = (width + 511) & ~(size_t)511;
+	CUresult r;
+
+	if (pitched_bound(width, height) >= UINT64_MAX / 2)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	r = kerf_swap_alloc(d, p, row * height);
+	if (r == CUDA_SUCCESS)
+		*pitch = row;
+	return r;
+}
+
 CUresult on_alloc_pitch(real_on_alloc_pitch real, CUdeviceptr *p, size_t *pitch, size_t width, size_t height, unsigned int element)
 {
+	struct device *by = swapping(p && pitch && width && height && (element == 4 || element == 8 || element == 16));
+
+	if (by)
+		return swapping_pitched(by, p, pitch, width, height);
 	ALLOCATE(p && pitch && width && height, pitched_bound(width, height), real(p, pitch, width, height, element),
 		 settle_pitched(d, *p, bytes, *pitch, height));
 }
@@ -110,6 +145,8 @@ CUresult on_free(real_on_free real, CUdeviceptr p)
 	}
 	if (book_take(BOOK_ASYNC, p, &b))
 		return kerf_async_freed(&b, real(p));
+	if (kerf_swap_free(p, &r))
+		return r;
 	return real(p);
 }
 

@@ -4,8 +4,12 @@
  * Before an allocation that the pool may have to grow for, its size is charged; after it the charge is corrected
  * to what the pool says it holds. A pool that grew by more than was asked for and cannot be charged for it gives
  * the memory back at once: for the length of one call the share may hold one growth step of the pool too much.
+ *
+ * Over-committed shares have pools of the driver's too, and all that they hold stays on the card. To serve them from swap.h's
+ * memory would be to write stream order, reuse across streams, thresholds, access lists and exports a second time; the
+ * frameworks' allocators take cuMemAlloc or cuMemCreate unless told otherwise.
  */
-#include "shim.h"
+#include "swap.h"
 
 #define MAX_POOLS 256
 
@@ -273,6 +277,16 @@ CUresult kerf_async_freed(struct book *b, CUresult r)
 	return r;
 }
 
+/* cuMemAlloc's memory may be freed so, too. Freeing it waits for the whole context, which is later than the stream's order asks for. */
+static CUresult free_swapping(CUdeviceptr p, CUstream stream)
+{
+	CUresult r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+
+	if (!capturing(stream) && !kerf_swap_free(p, &r))
+		r = CUDA_ERROR_INVALID_VALUE;
+	return r;
+}
+
 CUresult on_free_async(real_on_free_async real, CUdeviceptr p, CUstream stream)
 {
 	struct book b;
@@ -288,6 +302,8 @@ CUresult on_free_async(real_on_free_async real, CUdeviceptr p, CUstream stream)
 			kerf_discharge(kerf_device(b.ordinal), b.bytes);
 		return r;
 	}
+	if (kerf_swap_owns(p))
+		return free_swapping(p, stream);
 	return real(p, stream);
 }
 

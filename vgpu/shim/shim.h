@@ -6,10 +6,11 @@
  *   account.c    charge and discharge                             books.c  what this process holds
  *   mem.c pool.c vmm.c array.c graph.c context.c import.c         one class of allocation each
  *   info.c       what a tenant is told                            gate.c   whether it may submit work
+ *   swap*.c      linear memory of over-committed shares, which can leave the card (swap.h)
  *
  * Every handler is called by a generated export (hooks.gen.c) that has passed the recursion guard. Lock order:
  * a class's own lock, then a shard of the books, then share.lock; a class takes another's lock only by trylock
- * (kerf_reclaim). No lock is held across a call that can run the tenant's code; share.lock and the books' locks
+ * (kerf_reclaim). swap_lock is a class's own. No lock is held across a call that can run the tenant's code; share.lock and the books' locks
  * are held across no call at all.
  */
 #ifndef KERF_SHIM_H

@@ -7,7 +7,7 @@
  * ours is alive counts as a reference to each of those exports.
  */
 #define _GNU_SOURCE
-#include "shim.h"
+#include "swap.h"
 
 #include <sys/mman.h>
 
@@ -179,6 +179,8 @@ CUresult on_mem_retain(real_on_mem_retain real, CUmemGenericAllocationHandle *ha
 	struct chunk *c, *mapped;
 	CUresult r;
 
+	if (kerf_swap_owns((uintptr_t)p)) /* to its tenant it is cuMemAlloc's, which has no handle */
+		return CUDA_ERROR_INVALID_VALUE;
 	lock(&vmm_lock);
 	r = real(handle, p);
 	if (r == CUDA_SUCCESS) {
@@ -221,6 +223,8 @@ CUresult on_mem_unmap(real_on_mem_unmap real, CUdeviceptr p, size_t n)
 	struct book b;
 	CUresult r;
 
+	if (kerf_swap_owns(p))
+		return CUDA_ERROR_INVALID_VALUE;
 	lock(&vmm_lock);
 	r = real(p, n);
 	for (CUdeviceptr at = p; r == CUDA_SUCCESS && at < p + n; at += b.bytes) {
@@ -352,6 +356,8 @@ CUresult on_bind_addr(real_on_bind_addr real, CUmemGenericAllocationHandle group
 {
 	CUresult r;
 
+	if (kerf_swap_owns(p))
+		return CUDA_ERROR_INVALID_VALUE;
 	lock(&vmm_lock);
 	r = real(group, at, p, n, flags);
 	if (r == CUDA_SUCCESS)
@@ -364,6 +370,8 @@ CUresult on_bind_addr_v2(real_on_bind_addr_v2 real, CUmemGenericAllocationHandle
 {
 	CUresult r;
 
+	if (kerf_swap_owns(p))
+		return CUDA_ERROR_INVALID_VALUE;
 	lock(&vmm_lock);
 	r = real(group, dev, at, p, n, flags);
 	if (r == CUDA_SUCCESS)

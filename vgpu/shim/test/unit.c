@@ -24,6 +24,8 @@ void kerf_pools_trim(struct device *d) { (void)d; }
 void kerf_graphs_trim(struct device *d) { (void)d; }
 void kerf_pools_refresh(void) { }
 void kerf_holder_gone(uint64_t holder) { (void)holder; }
+void kerf_swap_context_ends(CUcontext ctx, uint64_t name) { (void)ctx; (void)name; }
+void kerf_swap_context_ended(uint64_t name, bool gone) { (void)name; (void)gone; }
 bool kerf_measure(struct device *d) { (void)d; return true; }
 struct hook kerf_hooks[HOOKS];
 void *kerf_resolve(enum hook_id id) { (void)id; return NULL; }
