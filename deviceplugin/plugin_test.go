@@ -359,6 +359,51 @@ func TestSuccession(t *testing.T) {
 }
 
 // Something behind the ledger fails: nothing is held.
+// Between a successor's listening and the older plugin's seeing it, kubelet still calls the older one.
+func TestTakenOver(t *testing.T) {
+	dir := t.TempDir()
+	s := newShares(t, t.TempDir(), card(1, 40*gi))
+	p, err := New(Options{Resource: "kerf.dev/gpu-slice", Size: Size{Memory: 10 * gi}, KubeletDir: dir, Shares: s, GPUs: s.GPUs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "plugin.sock")
+	listen := func() {
+		t.Helper()
+		_ = os.Remove(path)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listen()
+	own := must[os.FileInfo](t)(os.Stat(path))
+	kubelets := service{plugin: p, takenOver: func() bool { return takenOver(own, path) }}
+	allocate := func() error {
+		_, err := kubelets.Allocate(t.Context(), &pluginapi.AllocateRequest{ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: []string{"11111111-00"}}}})
+		return err
+	}
+	if err := allocate(); err != nil {
+		t.Error(err)
+	}
+	before := s.Owners()
+	listen()
+	if err := os.Chtimes(path, time.Time{}, own.ModTime().Add(time.Second)); err != nil { // it may have the same inode
+		t.Fatal(err)
+	}
+	if err := allocate(); err == nil || !strings.Contains(err.Error(), "another kerfd has just taken over") {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, s.Owners()); diff != "" {
+		t.Error(diff)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if takenOver(own, path) {
+		t.Error("by nobody")
+	}
+}
+
 func TestHalfHeld(t *testing.T) {
 	r := run(t)
 	r.healthy(8, 8)

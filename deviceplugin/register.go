@@ -116,6 +116,12 @@ func sameFile(known os.FileInfo, path string) bool {
 	return err == nil && known != nil && os.SameFile(known, info) && known.ModTime().Equal(info.ModTime())
 }
 
+// takenOver is whether another plugin listens where a socket of ours was. One that is gone is nobody's: kubelet starts anew.
+func takenOver(own os.FileInfo, path string) bool {
+	_, err := os.Stat(path)
+	return err == nil && !sameFile(own, path)
+}
+
 // served is whether somebody listens at a path.
 func served(path string) bool {
 	conn := dial(path)
@@ -148,7 +154,7 @@ func (p *Plugin) listen(e *endpoint, path string) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen: %w", err), listener.Close())
 	}
-	server := p.newServer()
+	server := p.newServer(func() bool { return takenOver(info, path) })
 	go func() { _ = server.Serve(listener) }() // it ends by Stop; kubelet's side says if it does not serve
 	*e = endpoint{server: server, own: info}
 	if predecessor != nil { // its server's end is the end of this connection

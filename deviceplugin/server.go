@@ -15,7 +15,8 @@ import (
 // service is what kubelet calls.
 type service struct {
 	pluginapi.UnimplementedDevicePluginServer
-	plugin *Plugin
+	plugin    *Plugin
+	takenOver func() bool // the socket's path is another plugin's
 }
 
 var pluginOptions = &pluginapi.DevicePluginOptions{GetPreferredAllocationAvailable: true}
@@ -63,6 +64,9 @@ func (s service) Allocate(ctx context.Context, r *pluginapi.AllocateRequest) (*p
 	p := s.plugin
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if s.takenOver() { // its shares are another kerfd's by now: what is not seen here would be held twice
+		return nil, status.Error(codes.Unavailable, "another kerfd has just taken over on this node, and is about to register; delete the pod, so that it is made again")
+	}
 	defer p.changes.send()
 	response := &pluginapi.AllocateResponse{}
 	for _, c := range r.GetContainerRequests() {
@@ -80,7 +84,7 @@ func (s service) PreStartContainer(context.Context, *pluginapi.PreStartContainer
 }
 
 // newServer makes a server whose handlers may panic without taking kerfd along.
-func (p *Plugin) newServer() *grpc.Server {
+func (p *Plugin) newServer(takenOver func() bool) *grpc.Server {
 	server := grpc.NewServer(
 		grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 			defer p.recovered(info.FullMethod, &err)
@@ -90,7 +94,7 @@ func (p *Plugin) newServer() *grpc.Server {
 			defer p.recovered(info.FullMethod, &err)
 			return handle(srv, stream)
 		}))
-	pluginapi.RegisterDevicePluginServer(server, service{plugin: p})
+	pluginapi.RegisterDevicePluginServer(server, service{plugin: p, takenOver: takenOver})
 	return server
 }
 
