@@ -5,12 +5,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	resourceapi "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -301,5 +303,68 @@ func TestMetadata(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(config.CDIDir); len(left) != 0 {
 		t.Errorf("left over: %v", left)
+	}
+}
+
+// What kubelet has forgotten, or a killed kerfd left: no file stays of a claim that holds nothing.
+func TestMetadataIsSwept(t *testing.T) {
+	k := newKubelet(t)
+	config := k.config()
+	config.CDIDir = t.TempDir()
+	k.start(config)
+	kept, orphan, replaced := k.allocate(simple("kept", "s1", "1Gi")), k.allocate(simple("orphan", "s2", "1Gi")), k.allocate(simple("replaced", "s3", "1Gi"))
+	for _, claim := range []*resourceapi.ResourceClaim{kept, orphan, replaced} {
+		if _, problem := k.prepared(claim); problem != "" {
+			t.Fatal(problem)
+		}
+	}
+	data := filepath.Join(k.dir, "plugins", DriverName, "dra-device-metadata")
+	files := func() string {
+		specs, _ := filepath.Glob(filepath.Join(config.CDIDir, "*"))
+		claims, _ := filepath.Glob(filepath.Join(data, "*"))
+		var names []string
+		for _, file := range slices.Concat(specs, claims) {
+			names = append(names, strings.TrimPrefix(filepath.Base(file), DriverName+"_metadata_"))
+		}
+		slices.Sort(names)
+		return strings.Join(names, " ")
+	}
+	before := files()
+	d := k.driver
+	// As the sweep does once it has dropped an orphan.
+	gone := owner(orphan)
+	if err := errors.Join(k.shares.Drop(t.Context(), gone.UID), d.forgetMetadata(gone)); err != nil {
+		t.Fatal(err)
+	}
+	// A claim that was replaced by one of its name: the directory is the later one's.
+	later := owner(replaced)
+	later.UID = "later"
+	if err := d.forgetMetadata(later); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"." + DriverName + "_metadata_x_gpu.json.1.tmp", DriverName + "_metadata_old_gpu.json", "kerf.dev-share_another.json"} {
+		if err := os.WriteFile(filepath.Join(config.CDIDir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(data, "ns_old", "gpu"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	middle := files()
+	if err := errors.Join(d.sweepMetadata(k.shares.Owners()), d.sweepTemporary(time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	young := files()
+	if err := d.sweepTemporary(time.Now().Add(temporaryFor)); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"default_claim-kept default_claim-orphan default_claim-replaced kept_r.json orphan_r.json replaced_r.json",
+		".gpu.kerf.dev_metadata_x_gpu.json.1.tmp default_claim-kept default_claim-replaced kept_r.json kerf.dev-share_another.json ns_old old_gpu.json replaced_r.json",
+		".gpu.kerf.dev_metadata_x_gpu.json.1.tmp default_claim-kept default_claim-replaced kept_r.json kerf.dev-share_another.json replaced_r.json",
+		"default_claim-kept default_claim-replaced kept_r.json kerf.dev-share_another.json replaced_r.json",
+	}
+	if diff := cmp.Diff(want, []string{before, middle, young, files()}); diff != "" {
+		t.Error(diff)
 	}
 }

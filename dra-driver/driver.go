@@ -84,6 +84,8 @@ func (d *Driver) Run(ctx context.Context) error {
 	if err := d.refuseSecond(ctx); err != nil {
 		return err
 	}
+	// Before kubelet is served, and by a kerfd that has the ledger: so who is no owner now has no files.
+	d.reportFailed("sweep", errors.Join(d.sweepMetadata(d.config.Shares.Owners()), d.sweepTemporary(time.Now())))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	helper, err := kubeletplugin.Start(ctx, d, d.options()...)

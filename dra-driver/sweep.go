@@ -28,8 +28,9 @@ func (d *Driver) sweepOrphans(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case now := <-ticker.C:
 			missed = d.sweep(ctx, missed)
+			d.reportFailed("sweep", d.sweepTemporary(now))
 		}
 	}
 }
@@ -51,12 +52,21 @@ func (d *Driver) sweep(ctx context.Context, before map[string]int) map[string]in
 			missed[o.UID] = before[o.UID] + 1
 		default:
 			missed[o.UID] = sightings // it stays due until it is dropped
-			if err := d.unprepare(ctx, o.UID); err != nil {
+			if err := d.unprepare(ctx, o.UID); err == nil {
+				d.reportFailed("sweep", d.forgetMetadata(o))
+			} else {
 				d.config.report(d.failed("sweep", fmt.Errorf("end the shares of claim %s, which is gone: %w", o, err)))
 			}
 		}
 	}
 	return missed
+}
+
+// reportFailed tells of an error in the background.
+func (d *Driver) reportFailed(kind string, err error) {
+	if err != nil {
+		d.config.report(d.failed(kind, err))
+	}
 }
 
 // orphan reports whether an owner's claim is gone, is another claim of that name by now, or is not allocated here.
