@@ -87,18 +87,23 @@ func key(claim *resourceapi.ResourceClaim, result resourceapi.DeviceRequestAlloc
 	return fmt.Sprintf("%s-%s", claim.UID, hex.EncodeToString(sum[:4]))
 }
 
-// find is the card behind a device that was published, and the placement where it is one.
+// find is the card behind a device that was published, and the placement where it is one. A long name is good for a card that is
+// published by its short one, too: the other card that begins alike may be lost by now.
 func find(cards []Card, device string) (Card, *place, error) {
-	for _, c := range cards {
-		if c.mode() != share.ModeMIG && deviceName(c) == device {
-			return c, nil, nil
-		}
-		if c.mode() != share.ModeMIG {
-			continue
-		}
-		for _, p := range places(c) {
-			if placementName(c, p.at) == device {
-				return c, &p, nil
+	for _, c := range distinct(cards) {
+		long := c
+		long.twin = true
+		for _, c := range []Card{c, long} {
+			if c.mode() != share.ModeMIG && deviceName(c) == device {
+				return c, nil, nil
+			}
+			if c.mode() != share.ModeMIG {
+				continue
+			}
+			for _, p := range places(c) {
+				if placementName(c, p.at) == device {
+					return c, &p, nil
+				}
 			}
 		}
 	}

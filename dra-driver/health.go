@@ -67,7 +67,7 @@ func (d *Driver) health(now time.Time) (report kubeletplugin.DeviceHealthReport)
 		report.Devices = append(report.Devices, kubeletplugin.DeviceHealth{PoolName: d.config.NodeName, DeviceName: device, Health: health,
 			Message: message, LastUpdated: now, HealthCheckTimeout: 3 * healthInterval})
 	}
-	for _, c := range ordered(d.config.Cards(), Binpack) {
+	for _, c := range ordered(distinct(d.config.Cards()), Binpack) {
 		health, message := healthOf(c)
 		for _, device := range deviceNames(c) {
 			add(device, health, message)

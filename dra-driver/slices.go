@@ -2,6 +2,7 @@ package dra
 
 import (
 	"cmp"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ type Card struct {
 	node.GPU
 	Share   share.GPU  // grantable memory, mode, over-commit, fault; Granted filled in
 	Pending share.Mode // the mode that it changes to when the last share has gone; empty: it stays
+	twin    bool       // another card's UUID begins alike; see distinct
 }
 
 func (c Card) mode() share.Mode { return cmp.Or(c.Share.Mode, share.ModeVGPU) }
@@ -67,7 +69,7 @@ const (
 func Slices(nodeName string, cards []Card, options Options) resourceslice.DriverResources {
 	var devices []resourceapi.Device
 	var counters []resourceapi.CounterSet
-	for _, c := range ordered(cards, options.Order) {
+	for _, c := range ordered(distinct(cards), options.Order) {
 		if c.Share.Memory < share.MinMemory {
 			continue // a lost card of which nothing was ever read: a device without memory is invalid, and the whole slice with it
 		}
@@ -107,7 +109,26 @@ func ordered(cards []Card, order Order) []Card {
 }
 
 // deviceName is the name of a card's device. Index and device node change over reboots; the UUID does not.
-func deviceName(c Card) string { return "gpu-" + c.UUID.Short() }
+func deviceName(c Card) string {
+	if c.twin {
+		return "gpu-" + hex.EncodeToString(c.UUID[:])
+	}
+	return "gpu-" + c.UUID.Short()
+}
+
+// distinct marks the cards whose UUIDs begin alike: with one name for two devices the API server refuses the whole slice. Both get long
+// names, whatever their order, so that a name never comes to mean the other card.
+func distinct(cards []Card) []Card {
+	begins := make(map[string]int)
+	for _, c := range cards {
+		begins[c.UUID.Short()]++
+	}
+	cards = slices.Clone(cards)
+	for i, c := range cards {
+		cards[i].twin = begins[c.UUID.Short()] > 1
+	}
+	return cards
+}
 
 // placementName is the name of a MIG placement's device: a DNS label, so 1g.18gb+me is written 1g-18gb-me.
 func placementName(c Card, p share.Placement) string {

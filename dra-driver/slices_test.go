@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -213,6 +214,36 @@ func TestSpread(t *testing.T) {
 		}
 		if d := cmp.Diff(tt.want, got); d != "" {
 			t.Errorf("order %q: %s", tt.order, d)
+		}
+	}
+}
+
+// Two cards whose UUIDs begin with the same digits are two devices, whose names do not depend on their order.
+func TestTwins(t *testing.T) {
+	for _, mode := range []share.Mode{share.ModeVGPU, share.ModeExclusive, share.ModeMIG} {
+		cards := made(3, func(c *Card) {
+			c.Share.Mode, c.MIG.Profiles = mode, a100MIG
+			c.UUID[1], c.UUID[15] = byte(c.Index/2), byte(c.Index) // the first two begin alike
+			c.Share.UUID = c.UUID
+		})
+		for _, order := range []func(){func() {}, func() { slices.Reverse(cards) }} {
+			order()
+			seen := map[string]bool{}
+			for _, s := range Slices("n", cards, Options{}).Pools["n"].Slices {
+				for _, d := range s.Devices {
+					c, _, err := find(cards, d.Name)
+					if err != nil || c.UUID.String() != *d.Attributes["uuid"].StringValue || seen[d.Name] || len(d.Name) > 63 {
+						t.Errorf("%s: %s is card %d, twice: %v, %v", mode, d.Name, c.Index, seen[d.Name], err)
+					}
+					if alone, _, err := find([]Card{c}, d.Name); err != nil || alone.UUID != c.UUID {
+						t.Errorf("%s: %s when the other card is lost: %v", mode, d.Name, err)
+					}
+					seen[d.Name] = true
+				}
+			}
+			if len(seen) == 0 {
+				t.Error(mode)
+			}
 		}
 	}
 }
