@@ -115,6 +115,7 @@ if [ -z "$simulated" ]; then
 else
 	rows+=("$(printf '%-14s %-4s %4ss  %s' frameworks SKIP 0 "PyTorch, JAX and CuPy need a real GPU")")
 fi
+row swap 60 swap_speed
 row overhead 150 overhead
 row after 20 after
 

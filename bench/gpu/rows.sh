@@ -75,6 +75,13 @@ torch_beside() {
 	return "$code"
 }
 
+# The engine that swaps over-committed tenants, against a plain copy of the same bytes to page-locked memory.
+swap_speed() {
+	local args=(--mib 4096 --least 90)
+	[ -n "$simulated" ] && args=(--mib 128 --rounds 3)
+	slice 6Gi "$tenants/swap-probe" "${args[@]}"
+}
+
 overhead() {
 	local args=(--out "$out/overhead.json" --quick)
 	[ -n "$simulated" ] && args+=(--simulate h200x8)
