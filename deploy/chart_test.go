@@ -88,7 +88,7 @@ func TestValuesTaken(t *testing.T) {
 		{"other directories", "kubeletDir=/data/kubelet,cdiDir=/etc/cdi,hostDir=/opt/kerf,stateDir=/data/kerf", []string{"/data/kubelet/plugins_registry", "/etc/cdi", "/opt/kerf", "/data/kerf"}, true},
 		{"driver in a container", "driverRoot=/run/nvidia/driver", []string{"root: /driver-root", "/run/nvidia/driver"}, true},
 		{"no product classes", "productClasses.gpu-a100=null", nil, true},
-		{"labelled by hand", "nodeSelector.pool=gpu,controller.enabled=false,policies.ownSlices=false,policies.shareConfigs=false,policies.deviceTaintRules=false", nil, true},
+		{"labelled by hand", "nodeSelector.pool=gpu,controller.enabled=false,policies.ownSlices=false,policies.ownStatuses=false,policies.shareConfigs=false,policies.deviceTaintRules=false", nil, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			out, err := render(t, "--set", tt.set)

@@ -71,6 +71,24 @@ slice "$its" "$node" gpu.example.com | try "kerfd: another driver" "driver gpu.e
 slice "$its" "$node" gpu.kerf.dev | try "kerfd: a token of no node" "the token names no node" "$kerfd"
 slice '"allNodes": true' another gpu.example.com | try "an administrator: any slice" taken
 
+# status WHAT WANT NODE PATCH: kerfd's token of a node patches the status of a claim that there is; from 1.36 on Kubernetes refuses too.
+status() {
+    answer=$($kubectl patch resourceclaim $claim --subresource=status --type=merge -p "$4" --dry-run=server "$kerfd" "--as-user-extra=authentication.kubernetes.io/node-name=$3" 2>&1) && answer=taken
+    case $answer in
+    *"$2"*) echo "ok    $1" ;;
+    *) echo "WRONG $1: want \"$2\", got: $answer" | tee -a "$wrong" ;;
+    esac
+}
+
+claim=$($kubectl get resourceclaims -A -o jsonpath='{range .items[*]}{.status.allocation.devices.results[0].driver} {.status.allocation.devices.results[0].pool} -n {.metadata.namespace} {.metadata.name}{"\n"}{end}' |
+    sed -n "s/^gpu\.kerf\.dev $node //p" | head -n 1)
+if [ -n "$claim" ]; then
+    status "kerfd: who a claim is for" orbidden "$node" '{"status": {"reservedFor": [{"resource": "pods", "name": "check", "uid": "check"}]}}'
+    status "kerfd: another node's claim" orbidden another '{"status": {"devices": []}}'
+else
+    echo "skip  kerfd: a claim's status (no claim has a GPU of node $node)"
+fi
+
 $kubectl get validatingadmissionpolicies -o jsonpath='{range .items[*]}{.metadata.name}{" "}{.status.typeChecking.expressionWarnings}{"\n"}{end}' |
     awk 'NF > 1 {print "WRONG type warnings of policy " $0}' | tee -a "$wrong"
 test ! -s "$wrong"
