@@ -13,7 +13,7 @@ import (
 )
 
 // Binding says that a container holds a share. It is written before the container's program starts, and stays until the share
-// ends or kerfd finds the process gone.
+// ends or kerfd, which looks every few seconds, finds the process gone.
 type Binding struct {
 	Share     string    `json:"share"`
 	ID        string    `json:"id"`               // the container's
