@@ -9,12 +9,12 @@ SHIM_ROOT  ?= /run/kerf
 SHIM_FLAGS ?=
 SHIM_MAP   ?= $(SHIM_DIR)/cuda.map
 SHIM_OBJ   := $(B)/obj/shim
-SHIM_CUDA  := account array books context gate graph hooks.gen import info intercept mem names.gen pool session share swap swap_area swap_host swap_info visible vmm
+SHIM_CUDA  := account array books context gate graph hooks.gen import info intercept keeper lane mem names.gen pool session share swap swap_area swap_host swap_info visible vmm
 SHIM_NVML  := nvml nvml_hooks.gen share
 SHIM_HDRS  := $(wildcard $(SHIM_DIR)/*.h internal/cuda/*.h)
 SHIM_LIBDL := $(if $(findstring aarch64,$(shell $(CC) -dumpmachine)),GLIBC_2.17,GLIBC_2.2.5)
 SHIM_CC     = $(CC) $(CFLAGS_C) $(SHIM_FLAGS) -DKERF_ROOT='"$(SHIM_ROOT)"'
-SHIM_LD     = $(CC) -shared $(SHIM_FLAGS) -Wl,-z,now,-z,relro,-z,defs,--no-as-needed -Wl,--build-id
+SHIM_LD     = $(CC) -shared $(SHIM_FLAGS) -Wl,-z,now,-z,relro,-z,defs,-z,nodelete,--no-as-needed -Wl,--build-id
 
 .PHONY: shim
 shim: $(B)/lib/kerf/libcuda.so.1 $(B)/lib/kerf/libnvidia-ml.so.1

@@ -5,6 +5,7 @@
  * memory, arrays and imports with it when it is destroyed; memory of pools and cuMemCreate belongs to the device and
  * stays.
  */
+#include "lease.h"
 #include "swap.h"
 
 #define MAX_PRIMARY 64
@@ -46,6 +47,7 @@ static uint64_t set_aside(CUcontext ctx)
 	static uint64_t names;
 	uint64_t name = ~fetch_add(&names, 1);
 
+	kerf_lane_context_gone(ctx);
 	if (ctx)
 		book_rename((uintptr_t)ctx, name);
 	return name;
@@ -74,6 +76,7 @@ CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice
 		} else {
 			primary[dev].ctx = *ctx;
 			primary[dev].charged += bytes;
+			kerf_lane_context(*ctx, d);
 		}
 	}
 	unlock(&primary_lock);
@@ -100,6 +103,8 @@ static CUresult primary_ends(CUresult (*real)(CUdevice), CUdevice dev)
 		primary[dev].ctx = NULL;
 	} else {
 		book_rename(name, (uintptr_t)primary[dev].ctx);
+		if (primary[dev].ctx)
+			kerf_lane_context(primary[dev].ctx, d);
 	}
 	unlock(&primary_lock);
 	kerf_pools_refresh();
@@ -139,8 +144,10 @@ static CUresult finish(const struct making *m, const CUcontext *ctx, CUresult r)
 	if (r == CUDA_SUCCESS) {
 		b.key = (uintptr_t)*ctx;
 		b.ordinal = m->d->ordinal;
-		if ((m->bytes || kerf_measure(m->d)) && book_put(&b))
+		if ((m->bytes || kerf_measure(m->d)) && book_put(&b)) {
+			kerf_lane_context(*ctx, m->d);
 			return r;
+		}
 		REAL(cuCtxDestroy_v2)(*ctx);
 		r = CUDA_ERROR_OUT_OF_MEMORY;
 	}

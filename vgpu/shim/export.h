@@ -6,9 +6,12 @@
 #ifndef KERF_EXPORT_H
 #define KERF_EXPORT_H
 
-#include "session.h"
+#include "lease.h"
 
-void kerf_gate_slow(bool count);
+struct at { CUstream stream; uint64_t key; bool per_thread; };
+
+void kerf_gate_slow(struct pass *p, bool count, struct at to);
+void kerf_gate_done(struct pass *p, CUresult r);
 
 #define EXPORT(symbol, params) \
 	CUresult kerf_x_##symbol params __asm__(#symbol) __attribute__((visibility("default"))); \
@@ -51,32 +54,50 @@ void kerf_gate_slow(bool count);
 		return real args; \
 	}
 
-/* The gate: two loads, a relaxed load of the policy page's word, a branch. */
-static inline __attribute__((always_inline)) void kerf_gate(bool count)
+/* The gate: two loads, a relaxed load of the policy page's word, a branch. False: the slow path decides. */
+static inline __attribute__((always_inline)) bool kerf_gate(bool count)
 {
 	const struct hot *hot = load_relaxed(&kerf_hot);
 	const uint32_t *gate = hot->gate;
 
 	if (unlikely(!gate || load_relaxed(gate)))
-		kerf_gate_slow(count);
-	else if (count)
+		return false;
+	if (count)
 		store_relaxed(hot->launches, load_relaxed(hot->launches) + 1);
+	return true;
 }
 
-#define GATED(symbol, count, params, args) \
-	EXPORT(symbol, params) { FIND(symbol); kerf_gate(count); return real args; }
-#define LAUNCH(symbol, params, args) GATED(symbol, true, params, args)
-#define SUBMIT(symbol, params, args) GATED(symbol, false, params, args)
+/* To which stream work goes, what tells its price, and whether the NULL stream is the thread's own. Looked at on the slow path alone. */
+#define AT(stream, key, per_thread) ((struct at){ (stream), (uint64_t)(key), per_thread })
+#define CONFIG_STREAM(config) ((config) ? (config)->hStream : NULL)
+#define CALL_KEY(symbol, bytes) ((uint64_t)H_##symbol << 8 | (unsigned)(64 - __builtin_clzll((uint64_t)(bytes) | 1)))
 
-#define GATED_ON(symbol, count, handler, params, args, with_real) \
+#define THROUGH_GATE(count, at, call) __extension__({ \
+	struct pass pass_; \
+	CUresult through_; \
+	kerf_gate_slow(&pass_, count, at); \
+	through_ = (call); \
+	kerf_gate_done(&pass_, through_); \
+	through_; })
+
+#define GATED(symbol, count, at, params, args) \
+	EXPORT(symbol, params) { \
+		FIND(symbol); \
+		if (likely(kerf_gate(count))) return real args; \
+		return THROUGH_GATE(count, at, real args); \
+	}
+#define LAUNCH(symbol, at, params, args) GATED(symbol, true, at, params, args)
+#define SUBMIT(symbol, at, params, args) GATED(symbol, false, at, params, args)
+
+#define GATED_ON(symbol, count, at, handler, params, args, with_real) \
 	EXPORT(symbol, params) { \
 		FIND(symbol); \
 		if (kerf_depth) return real args; \
-		kerf_gate(count); \
-		if (unlikely(!kerf_live())) return real args; \
+		if (unlikely(!kerf_gate(count))) \
+			return THROUGH_GATE(count, at, kerf_live() ? GUARDED(handler with_real) : real args); \
 		return GUARDED(handler with_real); \
 	}
-#define LAUNCH_ON(symbol, handler, params, args, with_real) GATED_ON(symbol, true, handler, params, args, with_real)
-#define SUBMIT_ON(symbol, handler, params, args, with_real) GATED_ON(symbol, false, handler, params, args, with_real)
+#define LAUNCH_ON(symbol, at, handler, params, args, with_real) GATED_ON(symbol, true, at, handler, params, args, with_real)
+#define SUBMIT_ON(symbol, at, handler, params, args, with_real) GATED_ON(symbol, false, at, handler, params, args, with_real)
 
 #endif

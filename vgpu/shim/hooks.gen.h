@@ -96,6 +96,21 @@ enum hook_id {
 	H_cuMemGetInfo,
 	H_cuDeviceTotalMem_v2,
 	H_cuDeviceTotalMem,
+	H_cuStreamCreate,
+	H_cuStreamCreateWithPriority,
+	H_cuGreenCtxStreamCreate,
+	H_cuStreamDestroy,
+	H_cuStreamDestroy_v2,
+	H_cuStreamBeginCapture,
+	H_cuStreamBeginCapture_ptsz,
+	H_cuStreamBeginCapture_v2,
+	H_cuStreamBeginCapture_v2_ptsz,
+	H_cuStreamBeginCaptureToGraph,
+	H_cuStreamBeginCaptureToGraph_ptsz,
+	H_cuStreamEndCapture,
+	H_cuStreamEndCapture_ptsz,
+	H_cuStreamWaitEvent,
+	H_cuStreamWaitEvent_ptsz,
 	H_cuCtxSynchronize,
 	H_cuCtxSynchronize_v2,
 	H_cuStreamSynchronize,
@@ -292,8 +307,6 @@ enum hook_id {
 	H_cuMemAddressReserve,
 	H_cuMemAddressFree,
 	H_cuMemGetAllocationGranularity,
-	H_cuStreamCreate,
-	H_cuStreamDestroy_v2,
 	H_cuThreadExchangeStreamCaptureMode,
 	H_cuMemGetAllocationPropertiesFromHandle,
 	H_cuArrayGetMemoryRequirements,
@@ -303,6 +316,10 @@ enum hook_id {
 	H_cuGraphChildGraphNodeGetGraph,
 	H_cuGraphMemAllocNodeGetParams,
 	H_cuDeviceGetGraphMemAttribute,
+	H_cuStreamQuery,
+	H_cuEventCreate,
+	H_cuEventDestroy_v2,
+	H_cuEventQuery,
 	HOOKS
 };
 
@@ -399,6 +416,21 @@ typedef CUresult (*fn_cuMemGetInfo_v2)(size_t *free_bytes, size_t *total);
 typedef CUresult (*fn_cuMemGetInfo)(unsigned int *free_bytes, unsigned int *total);
 typedef CUresult (*fn_cuDeviceTotalMem_v2)(size_t *total, CUdevice dev);
 typedef CUresult (*fn_cuDeviceTotalMem)(unsigned int *total, CUdevice dev);
+typedef CUresult (*fn_cuStreamCreate)(CUstream *stream, unsigned int flags);
+typedef CUresult (*fn_cuStreamCreateWithPriority)(CUstream *stream, unsigned int flags, int priority);
+typedef CUresult (*fn_cuGreenCtxStreamCreate)(CUstream *stream, void *green, unsigned int flags, int priority);
+typedef CUresult (*fn_cuStreamDestroy)(CUstream stream);
+typedef CUresult (*fn_cuStreamDestroy_v2)(CUstream stream);
+typedef CUresult (*fn_cuStreamBeginCapture)(CUstream stream);
+typedef CUresult (*fn_cuStreamBeginCapture_ptsz)(CUstream stream);
+typedef CUresult (*fn_cuStreamBeginCapture_v2)(CUstream stream, CUstreamCaptureMode mode);
+typedef CUresult (*fn_cuStreamBeginCapture_v2_ptsz)(CUstream stream, CUstreamCaptureMode mode);
+typedef CUresult (*fn_cuStreamBeginCaptureToGraph)(CUstream stream, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *data, size_t n, CUstreamCaptureMode mode);
+typedef CUresult (*fn_cuStreamBeginCaptureToGraph_ptsz)(CUstream stream, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *data, size_t n, CUstreamCaptureMode mode);
+typedef CUresult (*fn_cuStreamEndCapture)(CUstream stream, CUgraph *graph);
+typedef CUresult (*fn_cuStreamEndCapture_ptsz)(CUstream stream, CUgraph *graph);
+typedef CUresult (*fn_cuStreamWaitEvent)(CUstream stream, CUevent event, unsigned int flags);
+typedef CUresult (*fn_cuStreamWaitEvent_ptsz)(CUstream stream, CUevent event, unsigned int flags);
 typedef CUresult (*fn_cuCtxSynchronize)(void);
 typedef CUresult (*fn_cuCtxSynchronize_v2)(CUcontext ctx);
 typedef CUresult (*fn_cuStreamSynchronize)(CUstream stream);
@@ -595,8 +627,6 @@ typedef CUresult (*fn_cuMemSetAccess)(CUdeviceptr p, size_t n, const CUmemAccess
 typedef CUresult (*fn_cuMemAddressReserve)(CUdeviceptr *p, size_t n, size_t align, CUdeviceptr at, unsigned long long flags);
 typedef CUresult (*fn_cuMemAddressFree)(CUdeviceptr p, size_t n);
 typedef CUresult (*fn_cuMemGetAllocationGranularity)(size_t *granularity, const CUmemAllocationProp *prop, CUmemAllocationGranularity_flags which);
-typedef CUresult (*fn_cuStreamCreate)(CUstream *stream, unsigned int flags);
-typedef CUresult (*fn_cuStreamDestroy_v2)(CUstream stream);
 typedef CUresult (*fn_cuThreadExchangeStreamCaptureMode)(CUstreamCaptureMode *mode);
 typedef CUresult (*fn_cuMemGetAllocationPropertiesFromHandle)(CUmemAllocationProp *prop, CUmemGenericAllocationHandle handle);
 typedef CUresult (*fn_cuArrayGetMemoryRequirements)(CUDA_ARRAY_MEMORY_REQUIREMENTS *need, CUarray array, CUdevice dev);
@@ -606,6 +636,10 @@ typedef CUresult (*fn_cuGraphNodeGetType)(CUgraphNode node, CUgraphNodeType *typ
 typedef CUresult (*fn_cuGraphChildGraphNodeGetGraph)(CUgraphNode node, CUgraph *graph);
 typedef CUresult (*fn_cuGraphMemAllocNodeGetParams)(CUgraphNode node, CUDA_MEM_ALLOC_NODE_PARAMS *params);
 typedef CUresult (*fn_cuDeviceGetGraphMemAttribute)(CUdevice dev, CUgraphMem_attribute attribute, void *value);
+typedef CUresult (*fn_cuStreamQuery)(CUstream stream);
+typedef CUresult (*fn_cuEventCreate)(CUevent *event, unsigned int flags);
+typedef CUresult (*fn_cuEventDestroy_v2)(CUevent event);
+typedef CUresult (*fn_cuEventQuery)(CUevent event);
 
 typedef CUresult (*real_on_init)(unsigned int flags);
 CUresult on_init(real_on_init real, unsigned int flags);
@@ -759,6 +793,24 @@ typedef CUresult (*real_on_total_mem)(size_t *total, CUdevice dev);
 CUresult on_total_mem(real_on_total_mem real, size_t *total, CUdevice dev);
 typedef CUresult (*real_on_total_mem_v1)(unsigned int *total, CUdevice dev);
 CUresult on_total_mem_v1(real_on_total_mem_v1 real, unsigned int *total, CUdevice dev);
+typedef CUresult (*real_on_stream_create)(CUstream *stream, unsigned int flags);
+CUresult on_stream_create(real_on_stream_create real, CUstream *stream, unsigned int flags);
+typedef CUresult (*real_on_stream_create_priority)(CUstream *stream, unsigned int flags, int priority);
+CUresult on_stream_create_priority(real_on_stream_create_priority real, CUstream *stream, unsigned int flags, int priority);
+typedef CUresult (*real_on_green_stream)(CUstream *stream, void *green, unsigned int flags, int priority);
+CUresult on_green_stream(real_on_green_stream real, CUstream *stream, void *green, unsigned int flags, int priority);
+typedef CUresult (*real_on_stream_destroy)(CUstream stream);
+CUresult on_stream_destroy(real_on_stream_destroy real, CUstream stream);
+typedef CUresult (*real_on_begin_capture)(CUstream stream);
+CUresult on_begin_capture(real_on_begin_capture real, CUstream stream);
+typedef CUresult (*real_on_begin_capture_v2)(CUstream stream, CUstreamCaptureMode mode);
+CUresult on_begin_capture_v2(real_on_begin_capture_v2 real, CUstream stream, CUstreamCaptureMode mode);
+typedef CUresult (*real_on_begin_capture_to)(CUstream stream, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *data, size_t n, CUstreamCaptureMode mode);
+CUresult on_begin_capture_to(real_on_begin_capture_to real, CUstream stream, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *data, size_t n, CUstreamCaptureMode mode);
+typedef CUresult (*real_on_end_capture)(CUstream stream, CUgraph *graph);
+CUresult on_end_capture(real_on_end_capture real, CUstream stream, CUgraph *graph);
+typedef CUresult (*real_on_wait_event)(CUstream stream, CUevent event, unsigned int flags);
+CUresult on_wait_event(real_on_wait_event real, CUstream stream, CUevent event, unsigned int flags);
 typedef CUresult (*real_on_ctx_sync)(void);
 CUresult on_ctx_sync(real_on_ctx_sync real);
 typedef CUresult (*real_on_ctx_sync_v2)(CUcontext ctx);

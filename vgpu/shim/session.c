@@ -1,7 +1,7 @@
 /* session.c: attach this process to its shares, once, when the tenant calls cuInit. */
 #define _GNU_SOURCE
 #include "shim.h"
-#include "session.h"
+#include "lease.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -251,6 +251,18 @@ static bool attach_share(struct share *s, uint32_t driver_version, char *why, si
 	return false;
 }
 
+int kerf_lease_connect(const struct share *s)
+{
+	struct kerf_welcome w;
+	int fd = connect_share(s);
+
+	if (fd >= 0 && !(ask(fd, s, KERF_HELLO_LEASE, 0, &w) && w.status == KERF_WELCOME_OK)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
 /* Failing is no harm that lasts: kerfd is away or busy then, and finds the context within a second of its return. */
 bool kerf_measure(struct device *d)
 {
@@ -311,6 +323,7 @@ static bool attach_all(char *why, size_t len)
 static void publish(struct wiped *w)
 {
 	fetch_add(&shares[0].slot->unknown, load_relaxed(&unknown_before));
+	kerf_keeper_reset(shares, nshares);
 	w->hot.gate = nshares == 1 ? &shares[0].policy->gate : NULL;
 	w->hot.launches = nshares == 1 ? &shares[0].slot->launches : NULL;
 	store_release(&kerf_hot, (const struct hot *)&w->hot);

@@ -14,6 +14,9 @@ extern const struct hot *kerf_hot;
 
 #define KERF_MAX_ORDINALS 32
 
+/* A connection for the leases of an attached process; -1: kerfd is away, or has none. */
+int kerf_lease_connect(const struct share *s);
+
 /* Calls the real cuInit with CUDA_VISIBLE_DEVICES set to the granted GPUs that the tenant's own value chooses. */
 CUresult kerf_init_visible(real_on_init real, unsigned flags, const struct share *shares, int nshares);
 

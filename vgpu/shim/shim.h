@@ -6,6 +6,7 @@
  *   account.c    charge and discharge                             books.c  what this process holds
  *   mem.c pool.c vmm.c array.c graph.c context.c import.c         one class of allocation each
  *   info.c       what a tenant is told                            gate.c   whether it may submit work
+ *   lane.c keeper.c   GPU time by turns: the streams to drain, the words with kerfd (lease.h)
  *   swap*.c      linear memory of over-committed shares, which can leave the card (swap.h)
  *
  * Every handler is called by a generated export (hooks.gen.c) that has passed the recursion guard. Lock order:

@@ -85,16 +85,20 @@ func writeHooks(b *bytes.Buffer, calls []call, table cuda.Table) {
 		if c.class == "call" {
 			continue
 		}
-		for _, s := range c.symbols() {
-			macro, handler := strings.ToUpper(c.class), c.handler
+		for i, s := range c.symbols() {
+			macro, handler, at := strings.ToUpper(c.class), c.handler, ""
+			gated := macro == "LAUNCH" || macro == "SUBMIT"
+			if gated {
+				at = c.at(s, i > 0) + ", "
+			}
 			if handler == "" {
-				fmt.Fprintf(b, "%s(%s, (%s), (%s))\n", macro, s, c.paramList(), c.args())
+				fmt.Fprintf(b, "%s(%s, %s(%s), (%s))\n", macro, s, at, c.paramList(), c.args())
 				continue
 			}
-			if macro == "LAUNCH" || macro == "SUBMIT" {
+			if gated {
 				macro += "_ON"
 			}
-			fmt.Fprintf(b, "%s(%s, on_%s, (%s), (%s), (%s))\n", macro, s, handler, c.paramList(), c.args(), c.args("real"))
+			fmt.Fprintf(b, "%s(%s, %son_%s, (%s), (%s), (%s))\n", macro, s, at, handler, c.paramList(), c.args(), c.args("real"))
 		}
 	}
 	fmt.Fprint(b, "\nstruct hook kerf_hooks[HOOKS] = {\n")
@@ -112,6 +116,28 @@ func writeHooks(b *bytes.Buffer, calls []call, table cuda.Table) {
 		}
 	}
 	fmt.Fprint(b, "};\n")
+}
+
+// at says to which stream a call submits, and by what its price is known: the function, the executable graph, or the call and
+// the number of bytes.
+func (c call) at(symbol string, perThread bool) string {
+	stream, key, bytes := "NULL", "", "0"
+	for _, p := range c.params {
+		switch {
+		case p.name == "stream":
+			stream = p.name
+		case p.name == "config":
+			stream = "CONFIG_STREAM(config)"
+		case p.name == "f" || p.name == "exec":
+			key = "(uintptr_t)" + p.name
+		case p.name == "n" && strings.HasPrefix(p.decl, "size_t ") && !strings.Contains(p.decl, "*"):
+			bytes = p.name
+		}
+	}
+	if key == "" {
+		key = fmt.Sprintf("CALL_KEY(%s, %s)", symbol, bytes)
+	}
+	return fmt.Sprintf("AT(%s, %s, %t)", stream, key, perThread)
 }
 
 // writeNames lists what cuGetProcAddress may be asked without the shim calling it unknown.

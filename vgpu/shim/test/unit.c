@@ -23,6 +23,8 @@ struct device *kerf_device(CUdevice ordinal) { return ordinal == 0 ? &device : N
 void kerf_pools_trim(struct device *d) { (void)d; }
 void kerf_graphs_trim(struct device *d) { (void)d; }
 void kerf_pools_refresh(void) { }
+void kerf_lane_context(CUcontext ctx, struct device *d) { (void)ctx; (void)d; }
+void kerf_lane_context_gone(CUcontext ctx) { (void)ctx; }
 void kerf_holder_gone(uint64_t holder) { (void)holder; }
 void kerf_swap_context_ends(CUcontext ctx, uint64_t name) { (void)ctx; (void)name; }
 void kerf_swap_context_ended(uint64_t name, bool gone) { (void)name; (void)gone; }

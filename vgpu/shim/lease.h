@@ -1,0 +1,55 @@
+/* lease.h: what the gate, the streams' books and the keeper know of each other.
+ *
+ *   gate.c    the slow path of the gate: wait while it is shut, bound what is queued while others wait
+ *   lane.c    the streams of this process, what was submitted to each, and about how long that takes
+ *   keeper.c  the thread that tells kerfd of work and drains, one for each share
+ *
+ * Lock order: lanes_lock, then keeper.tell. Calls of the driver are made under lanes_lock, but none that runs the tenant's code.
+ * Waiting is done without it.
+ */
+#ifndef KERF_LEASE_H
+#define KERF_LEASE_H
+
+#include "session.h"
+
+/* A share's leases, as this process sees them. */
+struct keeper {
+	struct share *share;
+	int fd;                /* the connection; -1: none */
+	uint32_t started;      /* its thread exists */
+	uint32_t away;         /* kerfd is not there, and the gate does not hold without it */
+	uint32_t waiting;      /* threads that have work and may not submit it */
+	uint32_t inside;       /* threads between the gate and the end of the driver's call */
+	uint32_t told;         /* kerfd knows of work */
+	uint64_t submitted;    /* count, while the gate is shared */
+	struct lock tell;      /* guards told and fd against each other */
+};
+
+/* What a submission that passed a shared gate leaves behind when it is done. */
+struct pass {
+	struct keeper *keeper; /* NULL: nothing is to be done */
+	struct lane *lane;     /* NULL: of no stream, or one that captures */
+	uint64_t key;          /* what is launched, for its price */
+};
+
+struct keeper *kerf_keeper_of(const struct share *s); /* NULL: none of this process's shares */
+void kerf_keeper_start(struct keeper *k);             /* at most once; without leases nothing */
+void kerf_keeper_reset(struct share *shares, int n);  /* at attach */
+void kerf_keeper_context(struct device *d);           /* a context was made: work may come */
+void kerf_keeper_began(struct keeper *k);
+bool kerf_gate_lets(const struct keeper *k, uint32_t word); /* may work be submitted, by this word? */
+uint64_t kerf_now(void);                              /* CLOCK_MONOTONIC, ns */
+
+/* --- lanes ------------------------------------------------------------------------------------------------ */
+
+void kerf_lane_context(CUcontext ctx, struct device *d);
+void kerf_lane_context_gone(CUcontext ctx);           /* before the driver ends it */
+bool kerf_capturing(CUstream stream);
+struct lane *kerf_lane_of(CUstream stream, bool per_thread, struct keeper *k);
+uint64_t kerf_lane_ahead(struct lane *l);             /* ns to wait before more may be submitted to it; 0: now */
+void kerf_lane_submitted(struct lane *l, uint64_t key);
+void kerf_lanes_untracked(struct keeper *k);          /* work went to any of them */
+bool kerf_lanes_idle(struct keeper *k, bool marked);  /* marked: the gate is shut, so that the default streams can be asked by a marker */
+void kerf_lanes_drained(struct keeper *k);            /* all is done: forget what was queued */
+
+#endif
