@@ -30,6 +30,8 @@ type Config struct {
 	LibDir     string           `yaml:"libDir"`     // Kerf's libraries; default: ../lib/kerf beside the program
 	SocketMode string           `yaml:"socketMode"` // who may ask for slices on this machine, as file mode of the socket
 	Strict     bool             `yaml:"strict"`     // refuse driver calls that may allocate and are not known
+	Leases     *bool            `yaml:"leases"`     // share GPU time by cores and class
+	HoldGates  bool             `yaml:"holdGates"`  // while kerfd is away, who was not to run does not; else everybody does
 	LogLevel   string           `yaml:"logLevel"`   // debug, info, warn or error
 	Cards      []CardConfig     `yaml:"cards"`      // how cards are divided; one that none of these matches is in mode vgpu
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
@@ -95,6 +97,8 @@ func (c Config) complete() (Config, error) {
 	c.LibDir = cmp.Or(c.LibDir, defaultLibDir())
 	c.SocketMode = cmp.Or(c.SocketMode, "0666")
 	c.LogLevel = cmp.Or(c.LogLevel, "info")
+	lease := false
+	c.Leases = cmp.Or(c.Leases, &lease)
 	if c.StateDir == "" {
 		c.StateDir = filepath.Join(c.RunDir, "state")
 		if c.RunDir == control.DefaultRunDir {

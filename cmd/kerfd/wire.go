@@ -87,7 +87,8 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 		return nil, err
 	}
 	g := newGrants(c, k.hardware, k.books, log)
-	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: k.hardware, Notify: g.onEvent, Now: time.Now})
+	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: k.hardware, Notify: g.onEvent, Now: time.Now,
+		Leases: *c.Leases, Hold: c.HoldGates})
 	if err != nil {
 		return nil, err
 	}

@@ -29,40 +29,57 @@ func (s *Server) accept(live *liveShare) {
 		}
 		go func() {
 			defer func() { _ = conn.Close() }()
-			welcome := s.greet(live, conn)
+			welcome, leased := s.greet(live, conn)
 			_ = conn.SetWriteDeadline(time.Now().Add(helloTimeout))
 			_, _ = conn.Write(welcome.Bytes()) // a peer that is gone has a pidfd that says so
+			if leased {
+				s.lessor.serve(live.spec.ID, int(welcome.Slot), conn)
+			}
 		}()
 	}
 }
 
-// greet answers one hello.
-func (s *Server) greet(live *liveShare, conn *net.UnixConn) *region.Welcome {
+// greet answers one hello. leased says that the connection stays, for the leases of the session in the answer's slot.
+func (s *Server) greet(live *liveShare, conn *net.UnixConn) (welcome *region.Welcome, leased bool) {
 	buffer := make([]byte, 512)
 	_ = conn.SetReadDeadline(time.Now().Add(helloTimeout))
 	n, err := conn.Read(buffer)
 	hello, ok := region.ParseHello(buffer[:n])
 	if err != nil || !ok {
-		return refuse(region.WelcomeDenied, "the message was not a hello; is this Kerf's shim?")
+		return refuse(region.WelcomeDenied, "the message was not a hello; is this Kerf's shim?"), false
 	}
 	peer, err := FindPeer(conn)
 	if err != nil {
-		return refuse(region.WelcomeDenied, fmt.Sprintf("kerfd cannot tell who asks (%v); run it in the host's pid namespace", err))
+		return refuse(region.WelcomeDenied, fmt.Sprintf("kerfd cannot tell who asks (%v); run it in the host's pid namespace", err)), false
 	}
 	comm := text(hello.Comm[:])
 	switch {
 	case hello.Version != region.Version:
 		s.notify(Event{Kind: Refused, Share: live.spec.ID, PID: peer.PID, Comm: comm, Message: "region version differs"})
-		return refuse(region.WelcomeVersion, fmt.Sprintf("the shim has region version %d, kerfd has %d; install both from one release", hello.Version, region.Version))
+		return refuse(region.WelcomeVersion, fmt.Sprintf("the shim has region version %d, kerfd has %d; install both from one release", hello.Version, region.Version)), false
 	case hello.Kind == region.HelloMeasure:
 		s.measure(live)
-		return &region.Welcome{}
+		return &region.Welcome{}, false
 	case hello.Kind == region.HelloNote:
 		s.notify(Event{Kind: Noted, Share: live.spec.ID, PID: peer.PID, Comm: comm, Message: text(hello.Note[:])})
 		s.reconcileSoon()
-		return &region.Welcome{}
+		return &region.Welcome{}, false
+	case hello.Kind == region.HelloLease:
+		return s.lease(live, peer.PID, hello.Usage)
 	}
-	return s.attach(live, peer.Process, hello.Usage, comm)
+	return s.attach(live, peer.Process, hello.Usage, comm), false
+}
+
+// lease finds the session whose connection for leases this is to be.
+func (s *Server) lease(live *liveShare, pid int, usage uint64) (welcome *region.Welcome, found bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range live.slots {
+		if session != nil && session.PID == pid && session.usage == usage && s.shares[live.spec.ID] == live && s.lessor != nil {
+			return &region.Welcome{Slot: uint32(session.slot)}, true
+		}
+	}
+	return refuse(region.WelcomeDenied, "no session of this process is attached, or GPU time is not leased here"), false
 }
 
 func (s *Server) attach(live *liveShare, process Process, usage uint64, comm string) *region.Welcome {

@@ -14,8 +14,9 @@
 // rest; such moments are frequent, since a change takes nanoseconds. Sums that do not add up without such a
 // death have been tampered with: the share is flagged, and allocates nothing more.
 //
-// Leases (lease*.go) are a second half that is not connected yet: who may use the GPU when, as a pure function. Until kerfd runs it,
-// gates stay open.
+// Leases (lease*.go) are a second half: who may use the GPU when, as a pure function. lessor.go carries out what it decides: a
+// session's process keeps a connection on the share's socket, says there when it has work, and drains when it is asked to. A
+// session without that connection is not leased. Where Config.Leases is off every gate is open.
 //
 // kerfd may die at any time. The pages stay, the sessions are on record beside them, and Restore goes on from there.
 package arbiter

@@ -40,6 +40,9 @@ func (s *Server) fold(live *liveShare, session *session) {
 	}
 	session.stop()
 	live.vacate(session.slot)
+	if s.lessor != nil {
+		s.lessor.ended(live.spec.ID, session.slot)
+	}
 	s.publishImplicit(live)
 	if live.interrupted {
 		s.settle(live)

@@ -1,7 +1,7 @@
 package arbiter
 
-// Leases and residency: who may use a GPU now, and whose memory is on it. kerfd does not lease yet: gates stay open, and
-// nothing outside this package's tests calls Step.
+// Leases and residency: who may use a GPU now, and whose memory is on it. lessor.go gives it events and carries out what it
+// decides of gates; nobody sends it events of memory yet.
 //
 // A tenant is a container, which is a share; it may have several processes and several GPUs. It holds all of its GPUs or none,
 // so there is no order of locking in which two gangs could wait for each other. A lease is the time from opening its gate to

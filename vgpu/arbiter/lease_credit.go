@@ -23,6 +23,7 @@ func (s *step) pass(now time.Duration) {
 	for i, rate := range s.rates() {
 		t := &s.tenants[i]
 		cost := s.cost(t, dt)
+		t.got += cost
 		t.credit += time.Duration(int64(dt)*rate/whole) - cost
 		t.allowance += dt*time.Duration(t.Cores)/100 - cost
 		if t.occupies() && t.working() {

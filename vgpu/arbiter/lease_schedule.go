@@ -156,6 +156,7 @@ func (s *step) endDrain(t *tenancy) {
 	}
 	if len(t.processes) > 0 {
 		late := s.cost(t, s.clock-max(t.ended, t.since))
+		t.got -= late
 		t.credit += late
 		t.allowance += late
 	}

@@ -43,6 +43,7 @@ type tenancy struct {
 	ended time.Duration // draining: the latest end of work reported
 	lease uint64
 
+	got       time.Duration // in all
 	credit    time.Duration
 	allowance time.Duration
 	resting   bool // its allowance is used up

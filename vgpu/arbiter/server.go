@@ -51,6 +51,7 @@ const (
 	Noted          EventKind = "note from a tenant"
 	MemoryUnknown  EventKind = "memory in use unknown"
 	MemoryKnown    EventKind = "memory in use known again"
+	LeaseOverrun   EventKind = "GPU time"
 	Lost           EventKind = "share made anew: its pages could not be taken up"
 )
 
@@ -68,6 +69,8 @@ type Config struct {
 	Shares   string // directory of the shares' directories
 	Sessions string // directory of the rosters; both live on a tmpfs, as sessions do not outlive a boot
 	Memory   Memory
+	Leases   bool        // GPU time is leased; else every gate is open
+	Hold     bool        // while kerfd is away shut gates stay shut; else they open
 	Notify   func(Event) // called without a lock held; must not block for long
 	Now      func() time.Time
 }
@@ -75,6 +78,7 @@ type Config struct {
 // Server is the session server. Its methods may be called from several goroutines.
 type Server struct {
 	config Config
+	lessor *lessor       // nil without leases
 	soon   chan struct{} // asks for a reconcile before the next second
 
 	// mu guards all below. It is never held while NVML is asked, which may hang.
@@ -93,11 +97,18 @@ func New(config Config) (*Server, error) {
 			return nil, fmt.Errorf("open sessions: %w", err)
 		}
 	}
-	return &Server{
+	s := &Server{
 		config: config, soon: make(chan struct{}, 1),
 		shares: make(map[string]*liveShare), contextBytes: make(map[node.UUID]uint64),
 		memoryErrors: make(map[node.UUID]string), asking: make(map[node.UUID]bool),
-	}, nil
+	}
+	if config.Leases {
+		var err error
+		if s.lessor, err = newLessor(s.notify); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // Restore brings back the shares of a previous kerfd with their sessions, makes those anew whose directory was lost, and
@@ -167,6 +178,7 @@ func (s *Server) RemoveIdle(id string) (bool, error) {
 	delete(s.shares, id)
 	if live != nil {
 		live.setFlag(region.FlagRevoked)
+		s.lessorLeave(id)
 		live.close()
 	}
 	s.mu.Unlock()
@@ -174,6 +186,28 @@ func (s *Server) RemoveIdle(id string) (bool, error) {
 		return false, fmt.Errorf("remove share %s: %w", id, err)
 	}
 	return true, nil
+}
+
+func (s *Server) lessorLeave(id string) {
+	if s.lessor != nil {
+		s.lessor.leave(id)
+	}
+}
+
+// Change puts another grant of the same GPUs in force; running programs see it at once.
+func (s *Server) Change(id string, grant share.Grant) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	live := s.shares[id]
+	if live == nil {
+		return fmt.Errorf("share %q: not in force; kerf top lists the shares", id)
+	}
+	live.spec.Grant = grant
+	live.writePolicy(s.contextBytes)
+	if s.lessor != nil {
+		s.lessor.change(live.spec)
+	}
+	return nil
 }
 
 // Run reconciles until the context ends. Shares stay in force afterwards, for the next kerfd.
@@ -185,6 +219,9 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return s.shut()
 		case <-tick.C:
+			if s.lessor != nil {
+				s.lessor.tick()
+			}
 		case <-s.soon:
 		}
 		s.reconcile()
@@ -196,6 +233,9 @@ func (s *Server) shut() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
+	if s.lessor != nil {
+		s.lessor.stop()
+	}
 	for _, live := range s.shares {
 		for _, session := range live.slots {
 			if session != nil {
@@ -230,14 +270,15 @@ func (s *Server) sortedShares() []*liveShare {
 
 // liveShare is a share in force.
 type liveShare struct {
-	spec     Spec
-	dir      string
-	policy   *region.File[region.Policy]
-	usage    *region.File[region.Usage]
-	roster   *region.File[region.Roster]
-	page     pageID
-	listener *net.UnixListener
-	created  time.Time
+	spec       Spec
+	leaseFlags uint32
+	dir        string
+	policy     *region.File[region.Policy]
+	usage      *region.File[region.Usage]
+	roster     *region.File[region.Roster]
+	page       pageID
+	listener   *net.UnixListener
+	created    time.Time
 
 	slots      [region.MaxSlots]*session
 	generation uint32

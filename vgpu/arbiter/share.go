@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/region"
@@ -27,7 +30,7 @@ const MaxSocketPath = 107
 // add makes or finds the share's directory, maps its pages and listens on its socket. Sessions that a previous kerfd wrote down
 // are taken up again where their process still is what it was.
 func (s *Server) add(spec Spec) error {
-	live := &liveShare{spec: spec, dir: Directory(s.config.Shares, spec.ID), created: s.config.Now()}
+	live := &liveShare{spec: spec, leaseFlags: s.leaseFlags(), dir: Directory(s.config.Shares, spec.ID), created: s.config.Now()}
 	if err := live.open(filepath.Join(s.config.Sessions, spec.ID)); err != nil {
 		live.close()
 		return err
@@ -36,10 +39,36 @@ func (s *Server) add(spec Spec) error {
 	live.writePolicy(s.contextBytes)
 	s.shares[spec.ID] = live
 	events := s.resume(live)
+	if s.lessor != nil {
+		s.lessor.join(live)
+	} else {
+		live.openGate()
+	}
 	s.mu.Unlock()
 	go s.accept(live)
 	s.notify(events...)
 	return nil
+}
+
+func (s *Server) leaseFlags() (flags uint32) {
+	if s.config.Leases {
+		flags |= region.FlagLeases
+	}
+	if s.config.Hold {
+		flags |= region.FlagHold
+	}
+	return flags
+}
+
+// openGate is for a kerfd without leases that follows one with them.
+func (l *liveShare) openGate() {
+	wakeGate(l.policy.Page, region.GateOpen)
+}
+
+// wakeGate writes the gate word, and wakes those who wait for it to change.
+func wakeGate(p *region.Policy, gate uint32) {
+	atomic.StoreUint32(&p.Gate, gate)
+	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&p.Gate)), 1 /* FUTEX_WAKE */, 1<<30, 0, 0, 0)
 }
 
 func (l *liveShare) open(roster string) error {
@@ -139,7 +168,7 @@ func (l *liveShare) close() {
 // writePolicy fills the page with what the grant says. Implicit bytes come from reconcile.
 func (l *liveShare) writePolicy(contextBytes map[node.UUID]uint64) {
 	p := l.policy.Page
-	flags := uint32(0)
+	flags := l.leaseFlags
 	if l.spec.Strict {
 		flags |= region.FlagStrict
 	}

@@ -16,6 +16,7 @@ type ShareState struct {
 	Sessions []SessionState `json:"sessions"`
 	Refused  uint64         `json:"refused"`            // allocations refused at the limit, since the share began
 	Tampered string         `json:"tampered,omitempty"` // why nothing more is allocated
+	Lease    *LeaseState    `json:"lease,omitempty"`    // nil where GPU time is not leased
 }
 
 // DeviceState is a share's memory on one GPU. Charged and Implicit together are what counts against Limit.
@@ -54,6 +55,9 @@ func (s *Server) State() []ShareState {
 		if err := region.Guard(func() { live.fillState(&state) }); err != nil {
 			s.flag(live, err.Error())
 			state.Tampered = live.tampered
+		}
+		if s.lessor != nil {
+			state.Lease = s.lessor.state(live.spec.ID)
 		}
 		states = append(states, state)
 	}

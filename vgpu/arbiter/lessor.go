@@ -1,0 +1,477 @@
+package arbiter
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/region"
+)
+
+// crowdFor is how long a tenant that had work counts as one that may want the GPU again at any moment: its rivals' gates are
+// shared and not open meanwhile, so that it never finds a GPU with a long queue.
+const crowdFor = time.Second
+
+// lessor carries out what Step decides: it has the clock, the timer, the gates and the connections of the processes.
+//
+// mu comes after Server.mu, and no other lock after it. Events for the log go out from a goroutine of their own.
+type lessor struct {
+	notify func(...Event)
+
+	mu      sync.Mutex
+	leases  Leases
+	timer   *time.Timer
+	places  map[node.UUID]int
+	tenants map[string]*lessee
+	closed  bool
+}
+
+// lessee is a tenant as the lessor knows it.
+type lessee struct {
+	live  *liveShare
+	gate  uint32
+	loose bool                 // its gate was simply open since it last drained, so nobody watched what it submitted
+	busy  time.Duration        // when it last had work
+	procs map[int]*leaseClient // by slot
+	got   time.Duration        // in all, as Step charged it
+	past  []sampled            // of got, a second apart, the oldest first
+	slow  bool                 // it does not drain in time
+}
+
+type sampled struct{ at, got time.Duration }
+
+// leaseClient is one process's connection.
+type leaseClient struct {
+	conn    *net.UnixConn
+	watched bool
+}
+
+// unlimited is the memory of every place: residency is not leased here.
+const unlimited = 1 << 60
+
+func newLessor(notify func(...Event)) (*lessor, error) {
+	memory := make([]node.Bytes, maxLeaseGPUs)
+	for i := range memory {
+		memory[i] = unlimited
+	}
+	leases, err := NewLeases(DefaultLeaseRules(memory...))
+	if err != nil {
+		return nil, err
+	}
+	l := &lessor{notify: notify, leases: leases, places: make(map[node.UUID]int), tenants: make(map[string]*lessee)}
+	l.timer = time.AfterFunc(time.Hour, func() { l.do(TimerFired{}) })
+	return l, nil
+}
+
+// monotonic is the clock that a process reads too.
+func monotonic() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // cannot fail with this clock
+	return time.Duration(t.Nano())
+}
+
+// do steps with an event, and carries out what follows.
+func (l *lessor) do(event LeaseEvent) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.step(event)
+}
+
+func (l *lessor) step(event LeaseEvent) {
+	if l.closed {
+		return
+	}
+	now := monotonic()
+	var decisions []Decision
+	l.leases, decisions = Step(l.leases, event, now)
+	for _, d := range decisions {
+		l.carryOut(d, now)
+	}
+	l.setGates(now)
+}
+
+func (l *lessor) carryOut(decision Decision, now time.Duration) {
+	switch d := decision.(type) {
+	case CloseGate:
+		l.setGate(l.tenants[d.Tenant], region.GateShut)
+	case StartDrain:
+		t := l.tenants[d.Tenant]
+		for slot := range t.procs {
+			t.send(slot, region.Lease{Kind: region.LeaseDrain, Lease: d.Lease, Flags: flagOf(t.loose)})
+		}
+		t.loose = false
+	case SetTimer:
+		l.timer.Stop()
+		if d.At > 0 {
+			l.timer.Reset(max(d.At-now, 0))
+		}
+	case Mark:
+		l.tenants[d.Tenant].slow = d.NonYielding
+	case Report:
+		go l.notify(Event{Kind: LeaseOverrun, Share: d.Tenant, Message: d.Text})
+	}
+}
+
+func flagOf(on bool) uint32 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// setGates opens the gates of those who run: simply, or shared where others may want the GPU.
+func (l *lessor) setGates(now time.Duration) {
+	for i := range l.leases.tenants {
+		if t := &l.leases.tenants[i]; t.busy() {
+			l.tenants[t.ID].busy = now
+		}
+	}
+	for i := range l.leases.tenants {
+		t := &l.leases.tenants[i]
+		own := l.tenants[t.ID]
+		own.got = t.got
+		crowded := l.crowded(t, now)
+		if t.phase == running {
+			own.loose = own.loose || !crowded
+			l.setGate(own, region.GateOpen+region.GateShared*flagOf(crowded))
+		}
+		own.watch(crowded && t.phase == running)
+	}
+}
+
+// crowded says whether what a tenant submits must be watched: it has a cap, or a rival has had work a moment ago, or one that
+// goes before it is attached.
+func (l *lessor) crowded(t *tenancy, now time.Duration) bool {
+	if t.capped() {
+		return true
+	}
+	for i := range l.leases.tenants {
+		o := &l.leases.tenants[i]
+		if o.ID == t.ID || !o.gpus.overlaps(t.gpus) || len(o.processes) == 0 {
+			continue
+		}
+		if rival := l.tenants[o.ID]; o.rank() < t.rank() || rival.busy > 0 && now-rival.busy < crowdFor {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *lessor) setGate(t *lessee, gate uint32) {
+	if t.gate == gate {
+		return
+	}
+	t.gate = gate
+	wakeGate(t.live.policy.Page, gate)
+}
+
+func (t *lessee) watch(on bool) {
+	for slot, client := range t.procs {
+		if client.watched != on {
+			client.watched = on
+			t.send(slot, region.Lease{Kind: region.LeaseWatch, Flags: flagOf(on)})
+		}
+	}
+}
+
+// send does not wait: a process that does not read its few messages is taken for one that has hung up.
+func (t *lessee) send(slot int, message region.Lease) {
+	client := t.procs[slot]
+	raw, err := client.conn.SyscallConn()
+	if err == nil {
+		var sent error
+		err = raw.Control(func(fd uintptr) {
+			sent = unix.Sendto(int(fd), message.Bytes(), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+		})
+		err = errors.Join(err, sent)
+	}
+	if err != nil {
+		_ = client.conn.Close() // its reader sees it, and ends the process here
+	}
+}
+
+// --- shares ---
+
+func (l *lessor) describe(spec Spec) LeaseTenant {
+	t := LeaseTenant{ID: spec.ID, Capped: spec.Grant.Capped, Class: spec.Grant.Class, Cores: 100}
+	for _, d := range spec.Grant.Devices {
+		uuid := d.UUID
+		if d.MIG != (node.MIGUUID{}) {
+			uuid = node.UUID(d.MIG) // an instance has SMs of its own
+		}
+		place, ok := l.places[uuid]
+		if !ok {
+			place = l.freePlace()
+			l.places[uuid] = place
+		}
+		t.GPUs = append(t.GPUs, place)
+		t.Cores = min(t.Cores, d.Cores)
+	}
+	return t
+}
+
+// join brings a share under lease, with its gate shut. A share that cannot be is left alone, and its gate stays open.
+func (l *lessor) join(live *liveShare) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forgetPlaces(live.spec)
+	tenant := l.describe(live.spec)
+	own := &lessee{live: live, gate: region.GateOpen, procs: make(map[int]*leaseClient)}
+	l.tenants[live.spec.ID] = own
+	if !l.knows(live.spec.ID, TenantJoined{tenant}) {
+		delete(l.tenants, live.spec.ID)
+		live.openGate()
+	}
+}
+
+// knows joins a tenant, and says whether Step has it then.
+func (l *lessor) knows(id string, event TenantJoined) bool {
+	next, decisions := Step(l.leases, event, monotonic())
+	for _, d := range decisions {
+		if refused, ok := d.(Refuse); ok {
+			go l.notify(Event{Kind: LeaseOverrun, Share: id, Message: "its GPU time is not leased: " + refused.Reason})
+			return false
+		}
+	}
+	l.tenants[id].gate = region.GateOpen
+	l.setGate(l.tenants[id], region.GateShut)
+	l.leases = next
+	now := monotonic()
+	for _, d := range decisions {
+		l.carryOut(d, now)
+	}
+	l.setGates(now)
+	return true
+}
+
+// forgetPlaces makes room where GPUs come and go, as instances of MIG do.
+func (l *lessor) forgetPlaces(spec Spec) {
+	if len(l.places)+len(spec.Grant.Devices) <= maxLeaseGPUs {
+		return
+	}
+	var used gpuSet
+	for i := range l.leases.tenants {
+		used |= l.leases.tenants[i].gpus
+	}
+	kept := make(map[node.UUID]int)
+	for uuid, place := range l.places {
+		if used.has(place) {
+			kept[uuid] = place
+		}
+	}
+	l.places = kept
+}
+
+func (l *lessor) freePlace() int {
+	var taken gpuSet
+	for _, place := range l.places {
+		taken |= 1 << place
+	}
+	return bits.TrailingZeros64(^uint64(taken)) // 64 where there is none, which Step refuses
+}
+
+func (l *lessor) change(spec Spec) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.tenants[spec.ID] != nil {
+		l.step(TenantChanged{l.describe(spec)})
+	}
+}
+
+// leave ends a share's leases; its page may be unmapped afterwards.
+func (l *lessor) leave(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tenants[id]
+	if t == nil {
+		return
+	}
+	for _, client := range t.procs {
+		_ = client.conn.Close()
+	}
+	next, decisions := Step(l.leases, TenantLeft{id}, monotonic())
+	l.leases = next
+	delete(l.tenants, id)
+	now := monotonic()
+	for _, d := range decisions {
+		if gate, ok := d.(CloseGate); !ok || gate.Tenant != id {
+			l.carryOut(d, now)
+		}
+	}
+	l.setGates(now)
+}
+
+// stop leaves the gates as they are: the processes see their connections end.
+func (l *lessor) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	l.timer.Stop()
+	for _, t := range l.tenants {
+		for _, client := range t.procs {
+			_ = client.conn.Close()
+		}
+	}
+}
+
+// --- processes ---
+
+// serve reads what a process says until its connection ends.
+func (l *lessor) serve(id string, slot int, conn *net.UnixConn) {
+	client := &leaseClient{conn: conn}
+	if !l.attach(id, slot, client) {
+		return
+	}
+	defer l.detach(id, slot, client)
+	_ = conn.SetReadDeadline(time.Time{})
+	buffer := make([]byte, 64)
+	for {
+		n, err := conn.Read(buffer)
+		message, ok := region.ParseLease(buffer[:n])
+		if err != nil || !ok {
+			return
+		}
+		switch message.Kind {
+		case region.LeaseBegan:
+			l.do(WorkBegan{id, slot})
+		case region.LeaseEnded:
+			l.do(WorkEnded{id, slot})
+		case region.LeaseDrained:
+			l.do(Drained{id, slot, message.Lease, time.Duration(min(message.At, 1<<62))})
+		}
+	}
+}
+
+func (l *lessor) attach(id string, slot int, client *leaseClient) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tenants[id]
+	if t == nil || l.closed {
+		return false
+	}
+	if old := t.procs[slot]; old != nil {
+		_ = old.conn.Close()
+		l.step(ProcessEnded{id, slot})
+	}
+	t.procs[slot] = client
+	l.step(ProcessJoined{id, slot})
+	return true
+}
+
+func (l *lessor) detach(id string, slot int, client *leaseClient) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.tenants[id]; t != nil && t.procs[slot] == client {
+		delete(t.procs, slot)
+		l.step(ProcessEnded{id, slot})
+	}
+}
+
+// ended hangs up on a session that is no more. A forked child may have the connection still.
+func (l *lessor) ended(id string, slot int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.tenants[id]; t != nil && t.procs[slot] != nil {
+		_ = t.procs[slot].conn.Close()
+		delete(t.procs, slot)
+		l.step(ProcessEnded{id, slot})
+	}
+}
+
+// --- what is told of it ---
+
+const (
+	pastEvery = time.Second
+	pastFor   = 10
+)
+
+// tick looks at what no event tells: who has not had work for a while. It comes once a second.
+func (l *lessor) tick() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.step(TimerFired{})
+	for _, t := range l.tenants {
+		t.past = append(t.past, sampled{monotonic(), t.got})
+		if len(t.past) > pastFor+1 {
+			t.past = slices.Delete(t.past, 0, len(t.past)-pastFor-1)
+		}
+	}
+}
+
+// LeaseState is a tenant's lease as a person sees it.
+type LeaseState struct {
+	Lease string        `json:"lease"` // open, runs, waits, drains, late, rests or idle
+	Got   node.Percent  `json:"got"`   // of the GPU's time, over the last ten seconds, while anybody else was there
+	Owed  time.Duration `json:"owed"`  // as against the others who want the same GPUs; negative: debt
+	Why   string        `json:"why"`   // in words
+}
+
+func (l *lessor) state(id string) *LeaseState {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	own := l.tenants[id]
+	t, err := l.leases.find(id)
+	if own == nil || err != nil {
+		return nil
+	}
+	now := monotonic()
+	s := &LeaseState{Owed: t.credit}
+	if len(own.past) > 0 {
+		if first := own.past[0]; now > first.at {
+			s.Got = node.Percent(min(100, (100*(t.got-first.got)+(now-first.at)/2)/(now-first.at)))
+		}
+	}
+	s.Lease, s.Why = l.explain(t, own, now)
+	return s
+}
+
+// explain says where a tenant is with its lease, in a word and in a sentence.
+func (l *lessor) explain(t *tenancy, own *lessee, now time.Duration) (word, why string) {
+	switch {
+	case t.phase == running && own.gate == region.GateOpen:
+		return "open", "nobody else wants its GPU: its gate is open, and nothing is counted"
+	case t.phase == running && t.working():
+		return "runs", fmt.Sprintf("it has the GPU since %s", round(now-t.since))
+	case t.phase == running:
+		return "idle", "it has nothing to do; its gate stays open until somebody else wants the GPU"
+	case t.phase == straggling || own.slow:
+		return "late", fmt.Sprintf("its gate has been shut for %s, and work that it submitted before has not ended; others go on beside it, and it pays its part", round(now-t.since))
+	case t.phase == draining:
+		return "drains", "its lease is over, and the work that it had submitted is ending"
+	case t.resting:
+		return "rests", fmt.Sprintf("it has used the %s of GPU time that its cap allows; it may burst no further", t.Cores)
+	case !t.busy():
+		return "idle", "it has nothing to do; its gate is shut, and opens when it wants to submit and it is its turn"
+	}
+	return "waits", l.whoIsBefore(t, now)
+}
+
+func (l *lessor) whoIsBefore(t *tenancy, now time.Duration) string {
+	why := fmt.Sprintf("it has waited for %s", round(now-t.since))
+	for i := range l.leases.tenants {
+		o := &l.leases.tenants[i]
+		if o.ID == t.ID || !o.holds() || !o.gpus.overlaps(t.gpus) {
+			continue
+		}
+		reason := "whose turn it is"
+		switch {
+		case o.rank() < t.rank():
+			reason = fmt.Sprintf("which goes before it (%s with %s of the cores, against %s with %s)", o.Class, o.Cores, t.Class, t.Cores)
+		case o.phase == draining:
+			reason = "whose work is ending"
+		case o.credit > t.credit:
+			reason = fmt.Sprintf("which is owed %s more", round(o.credit-t.credit))
+		}
+		why += fmt.Sprintf("; share %s has the GPU, %s", o.ID, reason)
+	}
+	return why
+}
+
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
