@@ -22,6 +22,7 @@ import (
 type Scenario struct {
 	Name  string
 	About string
+	with  rig.Options                                                                       // how that kerfd is started
 	run   func(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) // with a kerfd of its own
 	visit func(ctx context.Context, options Options) (measured, error)                      // on a cluster that is there
 }
@@ -35,9 +36,10 @@ type measured struct {
 
 // Scenarios is every scenario there is.
 var Scenarios = []Scenario{
-	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", runOverhead, nil},
-	{"kubernetes", "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver", nil, runKubernetes},
-	{"kubernetes-scale", "simulated nodes with our slices: bytes in etcd, pods scheduled a second without claims and with slices", nil, runScale},
+	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", rig.Options{ZeroCost: true}, runOverhead, nil},
+	{"shares", "how GPU time is divided among 2, 4 and 8 busy tenants; what it costs one alone and two; who is guaranteed, over who is not", rig.Options{Leases: true}, runShares, nil},
+	{"kubernetes", "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver", rig.Options{}, nil, runKubernetes},
+	{"kubernetes-scale", "simulated nodes with our slices: bytes in etcd, pods scheduled a second without claims and with slices", rig.Options{}, nil, runScale},
 }
 
 // Options of Run.
@@ -84,7 +86,9 @@ func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (e
 		}
 		return err
 	}
-	on, err := rig.Start(ctx, rig.Options{Bin: options.Bin, Profile: options.Profile, ZeroCost: true})
+	how := scenario.with
+	how.Bin, how.Profile = options.Bin, options.Profile
+	on, err := rig.Start(ctx, how)
 	if err != nil {
 		return err
 	}

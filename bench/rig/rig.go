@@ -29,6 +29,7 @@ type Options struct {
 	Bin      string    // directory of kerf and kerfd; "": beside the running binary
 	Profile  string    // simulate this profile even where a GPU is there; "": only where none is
 	ZeroCost bool      // a simulated driver whose calls cost nothing
+	Leases   bool      // GPU time is leased
 	Log      io.Writer // kerfd's log; nil: kept, and quoted where kerfd fails
 }
 
@@ -37,6 +38,7 @@ type Slice struct {
 	Memory string // as --memory: 16Gi
 	Cores  int
 	GPU    string // index or uuid; "": any
+	Class  string // "": guaranteed
 }
 
 // Rig is a running kerfd. Close stops it and removes its directory.
@@ -86,18 +88,22 @@ func Start(ctx context.Context, options Options) (*Rig, error) {
 		r.Profile = DefaultProfile
 	}
 	r.Simulated = r.Profile != ""
-	if err := r.startKerfd(ctx, options.ZeroCost); err != nil {
+	if err := r.startKerfd(ctx, options); err != nil {
 		_ = r.Close() // it would say the same again
 		return nil, err
 	}
 	return r, nil
 }
 
-func (r *Rig) startKerfd(ctx context.Context, zeroCost bool) error {
-	args := []string{"--run-dir", r.dir}
+func (r *Rig) startKerfd(ctx context.Context, options Options) error {
+	config := filepath.Join(r.dir, "kerfd.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "leases: %t\n", options.Leases), 0o600); err != nil {
+		return fmt.Errorf("configure kerfd: %w", err)
+	}
+	args := []string{"--config", config, "--run-dir", r.dir}
 	if r.Simulated {
 		args = append(args, "--simulate", r.Profile)
-		if zeroCost {
+		if options.ZeroCost {
 			args = append(args, "--sim-zero-cost")
 		}
 	}
@@ -169,6 +175,9 @@ func (r *Rig) Sliced(ctx context.Context, slice Slice, program string, args ...s
 	}
 	if slice.GPU != "" {
 		run = append(run, "--gpu", slice.GPU)
+	}
+	if slice.Class != "" {
+		run = append(run, "--class", slice.Class)
 	}
 	return r.Kerf(ctx, append(append(run, "--", program), args...)...)
 }

@@ -31,6 +31,10 @@ type Event struct {
 	Refused   uint64 `json:"refused"` // bytes of the request that was refused
 	Error     int    `json:"error"`   // the driver's code for it
 	Complaint string `json:"complaint"`
+
+	Requests uint64  `json:"requests"` // serve
+	P50      float64 `json:"p50_us"`
+	P99      float64 `json:"p99_us"`
 }
 
 // Tenant is a running tenant program whose events are read.

@@ -1,0 +1,319 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/kerf-gpu/kerf/bench/rig"
+	"github.com/kerf-gpu/kerf/internal/sim"
+)
+
+// load is how a tenant keeps the GPU busy.
+type load struct {
+	name string
+	args []string // of the tenant spin
+}
+
+var (
+	shortKernels = load{"kernels of 100 µs", []string{"--kernel", "100", "--ahead", "128"}}
+	longKernels  = load{"kernels of 5 ms", []string{"--kernel", "5000", "--ahead", "64"}}
+	mixedKernels = load{"kernels of 100 µs and 5 ms", []string{"--kernel", "100", "--other", "5000", "--every", "20", "--ahead", "128"}}
+	graphKernels = load{"graphs of 20 kernels of 100 µs", []string{"--kernel", "100", "--graph", "20", "--ahead", "32"}}
+)
+
+// sharesCase is some busy tenants on one GPU.
+type sharesCase struct {
+	name  string
+	cores []int
+	loads []load // by turns
+}
+
+var sharesCases = []sharesCase{
+	{"2 equal, short", []int{50, 50}, []load{shortKernels}},
+	{"2 equal, long", []int{50, 50}, []load{longKernels}},
+	{"2 equal, short against long", []int{50, 50}, []load{shortKernels, longKernels}},
+	{"2 equal, graphs against mixed", []int{50, 50}, []load{graphKernels, mixedKernels}},
+	{"2 unequal (70, 30), mixed", []int{70, 30}, []load{mixedKernels}},
+	{"4 equal, short, long, mixed, graphs", []int{25, 25, 25, 25}, []load{shortKernels, longKernels, mixedKernels, graphKernels}},
+	{"4 unequal (40, 30, 20, 10), graphs", []int{40, 30, 20, 10}, []load{graphKernels}},
+	{"8 equal, mixed", []int{12, 12, 12, 12, 12, 12, 12, 12}, []load{mixedKernels}},
+	{"8 unequal (25 to 5), short and long", []int{25, 20, 15, 10, 10, 5, 5, 5}, []load{shortKernels, longKernels}},
+}
+
+// sampleEvery is how often the engine's log is read.
+const sampleEvery = 50 * time.Millisecond
+
+// sharesPlan is how long a case is watched, after it has settled.
+type sharesPlan struct{ settle, watch time.Duration }
+
+func sharesPlanOf(options Options) sharesPlan {
+	if options.Quick {
+		return sharesPlan{time.Second, 3 * time.Second}
+	}
+	return sharesPlan{2 * time.Second, 12 * time.Second}
+}
+
+// runShares measures how GPU time is divided. Truth is the simulated engine's own log: how long it worked for each process, in
+// its own time, which does not run while this machine keeps it from running. No card has such a log.
+func runShares(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) {
+	if !on.Simulated {
+		return nil, "", errors.New("shares are measured by the simulated engine's log, which a real card does not keep; use --simulate h200x8")
+	}
+	node, err := sim.Open(on.Root())
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { _ = node.Close() }()
+	bench := sharesBench{on, node, sharesPlanOf(options)}
+	var results []Result
+	for i, c := range sharesCases {
+		options.progress("shares: %s", c.name)
+		seen, err := bench.watch(ctx, c)
+		if err != nil {
+			return nil, "", fmt.Errorf("%s: %w", c.name, err)
+		}
+		results = append(results, seen.results(i, c)...)
+	}
+	options.progress("shares: one alone, native and sliced; two against one")
+	more, err := bench.throughput(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	results = append(results, more...)
+	options.progress("shares: a guaranteed tenant over a best-effort one")
+	more, err = bench.reaction(ctx)
+	return append(results, more...), node.Status().GPUs[0].Name, err
+}
+
+type sharesBench struct {
+	on   *rig.Rig
+	node *sim.Node
+	plan sharesPlan
+}
+
+// reading is the engine's log at a moment: ms of work by tenant, in the order of the case.
+type reading struct {
+	at   time.Time
+	busy []float64
+}
+
+type readings []reading
+
+// tenants starts the case's programs and returns their pids.
+func (b sharesBench) start(ctx context.Context, slices []rig.Slice, loads []load) (pids []int, end func(), err error) {
+	var tenants []*rig.Tenant
+	end = func() {
+		for _, t := range tenants {
+			t.Stop()
+		}
+		for _, t := range tenants {
+			t.End()
+		}
+	}
+	for i, slice := range slices {
+		args := append([]string{"--json", "--seconds", "0"}, loads[i%len(loads)].args...)
+		cmd := b.on.Sliced(ctx, slice, b.on.Tenant("spin"), args...)
+		if slice.Memory == "" {
+			cmd = b.on.Native(ctx, b.on.Tenant("spin"), args...)
+		}
+		t, err := rig.StartTenant(fmt.Sprintf("spin %d", i), cmd)
+		if err != nil {
+			end()
+			return nil, nil, err
+		}
+		tenants = append(tenants, t)
+	}
+	for _, t := range tenants {
+		ready, err := t.Await("holding")
+		if err != nil {
+			end()
+			return nil, nil, err
+		}
+		pids = append(pids, ready.Pid)
+	}
+	return pids, end, nil
+}
+
+func (b sharesBench) read(pids []int) reading {
+	r := reading{at: time.Now(), busy: make([]float64, len(pids))}
+	for _, process := range b.node.Status().GPUs[0].Processes {
+		for i, pid := range pids {
+			if process.PID == pid {
+				r.busy[i] = float64(process.BusyMS)
+			}
+		}
+	}
+	return r
+}
+
+func (b sharesBench) observe(ctx context.Context, slices []rig.Slice, loads []load) (readings, error) {
+	pids, end, err := b.start(ctx, slices, loads)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	from := time.Now().Add(b.plan.settle)
+	var log readings
+	for now := range tick.C {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if now.Before(from) {
+			continue
+		}
+		log = append(log, b.read(pids))
+		if now.Sub(from) > b.plan.watch {
+			break
+		}
+	}
+	return log, nil
+}
+
+func (b sharesBench) watch(ctx context.Context, c sharesCase) (readings, error) {
+	slices := make([]rig.Slice, len(c.cores))
+	for i, cores := range c.cores {
+		slices[i] = rig.Slice{Memory: "2Gi", Cores: cores, GPU: "0"}
+	}
+	return b.observe(ctx, slices, c.loads)
+}
+
+// over are the parts of the engine's work that each tenant had, in every window in which it worked for so long in all.
+func (r readings) over(window time.Duration) (parts [][]float64) {
+	end := 0
+	for start := range r {
+		for end < len(r) && r.work(start, end) < float64(window.Milliseconds()) {
+			end++
+		}
+		if end == len(r) {
+			return parts
+		}
+		parts = append(parts, r.parts(start, end))
+	}
+	return parts
+}
+
+func (r readings) work(from, to int) (sum float64) {
+	for i := range r[from].busy {
+		sum += r[to].busy[i] - r[from].busy[i]
+	}
+	return sum
+}
+
+func (r readings) parts(from, to int) []float64 {
+	parts := make([]float64, len(r[from].busy))
+	for i := range parts {
+		parts[i] = (r[to].busy[i] - r[from].busy[i]) / r.work(from, to)
+	}
+	return parts
+}
+
+// rate is the engine's work in a second of the wall's time.
+func (r readings) rate() float64 {
+	last := len(r) - 1
+	return r.work(0, last) / float64(r[last].at.Sub(r[0].at).Milliseconds())
+}
+
+// shareError is by how much of the GPU's time the tenant was off that was off most, in percent.
+func (c sharesCase) shareError(parts []float64) (worst float64) {
+	sum := 0
+	for _, cores := range c.cores {
+		sum += cores
+	}
+	for i, part := range parts {
+		worst = max(worst, 100*math.Abs(part-float64(c.cores[i])/float64(sum)))
+	}
+	return worst
+}
+
+// jain is Jain's index of what each had against what it was due.
+func (c sharesCase) jain(parts []float64) float64 {
+	var sum, squares float64
+	for i, part := range parts {
+		x := part / float64(c.cores[i])
+		sum += x
+		squares += x * x
+	}
+	return sum * sum / (float64(len(parts)) * squares)
+}
+
+func (r readings) results(i int, c sharesCase) []Result {
+	percent := func(id int, name string, target float64, values []float64) Result {
+		return Result{ID: fmt.Sprintf("KF-%d", id+i), Name: c.name + ": " + name, Unit: "%", Basis: Absolute, Value: Percentile(values, 95),
+			P99: Percentile(values, 99), Target: &target, N: len(values)}
+	}
+	var second []float64
+	for _, parts := range r.over(time.Second) {
+		second = append(second, c.shareError(parts))
+	}
+	all := r.parts(0, len(r)-1)
+	return []Result{
+		percent(100, "share error over 1 s, p95", 3, second),
+		percent(120, "share error over all", 1, []float64{c.shareError(all)}),
+		percent(140, "unfairness (1 - Jain), over all", 1, []float64{100 * (1 - c.jain(all))}),
+	}
+}
+
+// throughput compares the engine's work in a second: of a program on the driver itself, of the same in a slice, and of two in
+// slices. They run by turns, so that what else the machine does falls on all.
+func (b sharesBench) throughput(ctx context.Context) ([]Result, error) {
+	half := rig.Slice{Memory: "2Gi", Cores: 50, GPU: "0"}
+	var lone, two []float64
+	b.plan.watch = min(b.plan.watch, 5*time.Second)
+	for range 5 {
+		rates := make([]float64, 3)
+		for i, slices := range [][]rig.Slice{{{}}, {half}, {half, half}} {
+			log, err := b.observe(ctx, slices, []load{shortKernels})
+			if err != nil {
+				return nil, err
+			}
+			rates[i] = log.rate()
+		}
+		lone = append(lone, 100*(1-rates[1]/rates[0]))
+		two = append(two, 100*(1-rates[2]/rates[1]))
+	}
+	return []Result{
+		lost("KF-160", "one alone: throughput lost against native", 0.5, lone),
+		lost("KF-161", "two: throughput lost against one alone", 3, two),
+	}, nil
+}
+
+func lost(id, name string, target float64, values []float64) Result {
+	return Result{ID: id, Name: name, Unit: "%", Basis: Absolute, Value: Median(values), P99: Percentile(values, 99), Target: &target, N: len(values)}
+}
+
+// reaction is how long a request of a guaranteed tenant takes while a best-effort one is busy, as against alone.
+func (b sharesBench) reaction(ctx context.Context) ([]Result, error) {
+	_, end, err := b.start(ctx, []rig.Slice{{Memory: "2Gi", GPU: "0", Class: "besteffort"}}, []load{{"", []string{"--kernel", "1000", "--ahead", "128"}}})
+	if err != nil {
+		return nil, err
+	}
+	beside, err := b.serve(ctx)
+	end()
+	if err != nil {
+		return nil, err
+	}
+	alone, err := b.serve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	target := 5e6 + 1e6 // and the kernel that runs
+	return []Result{{ID: "KF-170", Name: "guaranteed over best effort (kernels of 1 ms): a request of 100 µs", Unit: "ns", Basis: Added,
+		Value: beside.P50 * 1e3, P99: beside.P99 * 1e3, Baseline: alone.P50 * 1e3, BaselineP99: alone.P99 * 1e3, TargetP99: &target, N: int(beside.Requests)}}, nil
+}
+
+func (b sharesBench) serve(ctx context.Context) (rig.Event, error) {
+	seconds := fmt.Sprint(b.plan.watch.Seconds())
+	cmd := b.on.Sliced(ctx, rig.Slice{Memory: "2Gi", Cores: 50, GPU: "0"}, b.on.Tenant("serve"), "--json", "--memory", "64Mi", "--touch", "64Ki",
+		"--burst", "1", "--pause", "0.03", "--seconds", seconds)
+	t, err := rig.StartTenant("serve", cmd)
+	if err != nil {
+		return rig.Event{}, err
+	}
+	defer t.End()
+	return t.Await("report")
+}
