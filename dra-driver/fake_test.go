@@ -2,6 +2,7 @@ package dra
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	v1 "k8s.io/api/core/v1"
 	resourceapi "k8s.io/api/resource/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
@@ -132,7 +134,20 @@ func newKubelet(t testing.TB) *kubelet {
 	k := &kubelet{t: t, dir: t.TempDir(), changed: make(chan struct{}, 1), shares: newShares(t, t.TempDir())}
 	k.client = fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: testNode, UID: "node-uid"}})
 	k.client.PrependReactor("create", "resourceslices", nameSlices())
+	k.client.PrependReactor("patch", "resourceclaims", k.noStatusOfNothing)
 	return k
+}
+
+// noStatusOfNothing: the status of a claim that has gone is not found, and that of its replacement is another's. The fake client would make
+// the old claim of either.
+func (k *kubelet) noStatusOfNothing(action clienttesting.Action) (bool, runtime.Object, error) {
+	patch := action.(clienttesting.PatchAction)
+	there, err := k.client.Tracker().Get(patch.GetResource(), patch.GetNamespace(), patch.GetName())
+	var said metav1.PartialObjectMetadata
+	if err == nil && json.Unmarshal(patch.GetPatch(), &said) == nil && said.UID != "" && said.UID != there.(*resourceapi.ResourceClaim).UID {
+		err = apierrors.NewConflict(patch.GetResource().GroupResource(), patch.GetName(), errors.New("the UID is another"))
+	}
+	return err != nil, nil, err
 }
 
 // nameSlices does what the API server does with generateName, and the fake client does not.

@@ -9,8 +9,8 @@
 // the same in all specs, and the rest must be under the share's own name. Device names are never used twice, since runtimes keep
 // specs in memory: they watch the directory and read it again when a file comes by rename, as all of ours do, but a moment later. So a
 // spec that was written again, at an update, is what the next container gets, and not surely one that starts this very moment.
-// The directory is usually a tmpfs: after a
-// reboot the specs are gone while claims live on, so who prepares a claim again writes them again.
+// The directory is usually a tmpfs: after a reboot the specs are gone while claims live on, so who prepares a claim again writes
+// them again.
 package cdi
 
 import (
