@@ -221,6 +221,7 @@ static void choose_in(struct device *d, uint64_t bytes, struct choice *c)
 	for (struct piece *p = swap_stock(d)->first; p && bytes - c->bytes >= PIECE; p = p->newer) {
 		if (p->state == PIECE_RESIDENT || p->area->ends)
 			continue;
+		swap_join(p);
 		if (p->size > bytes - c->bytes && !swap_cut(p, (bytes - c->bytes) & ~(PIECE - 1)))
 			continue;
 		choose(c, p);
@@ -234,6 +235,15 @@ static void give_back(struct piece *from)
 			host_put(&p->host, p->size);
 }
 
+static void count_moved(struct piece *p, bool out)
+{
+	struct device *d = p->area->device;
+
+	swap_stock(d)->moved += p->state == PIECE_FRESH ? 0 : p->size;
+	if (kerf_swap_arbiter && kerf_swap_arbiter->moved)
+		kerf_swap_arbiter->moved(d, p->size, out);
+}
+
 /* --- out ---------------------------------------------------------------------------------------------------------- */
 
 static CUresult left(struct piece *p, CUstream stream)
@@ -245,7 +255,7 @@ static CUresult left(struct piece *p, CUstream stream)
 	if (r)
 		return r;
 	swap_state(p, PIECE_OUT);
-	swap_stock(p->area->device)->moved += p->size;
+	count_moved(p, true);
 	return CUDA_SUCCESS;
 }
 
@@ -320,7 +330,7 @@ static CUresult arrived(struct piece *p, CUstream stream)
 		swap_unmake(p);
 		return r;
 	}
-	swap_stock(p->area->device)->moved += p->state == PIECE_OUT ? p->size : 0;
+	count_moved(p, false);
 	host_put(&p->host, p->size);
 	swap_state(p, PIECE_RESIDENT);
 	swap_newest(p);
@@ -371,6 +381,26 @@ CUresult kerf_swap_in(struct device *d, uint64_t bytes, uint64_t *moved)
 	unlock(&swap_lock);
 	kerf_depth--;
 	return r;
+}
+
+bool kerf_swap_prepare(struct device *d, uint64_t bytes)
+{
+	uint64_t limit = load_relaxed(&d->share->policy->device[d->index].host_limit);
+	struct piece *p;
+	struct move m;
+	bool more = false;
+
+	kerf_depth++;
+	lock(&swap_lock);
+	for (p = swap_stock(d)->first; p && p->area->ends; p = p->newer)
+		;
+	if (p && begin(&m, d, p->area->ctx) == CUDA_SUCCESS) {
+		more = host_more(bytes, limit, m.by->ctx);
+		end(&m);
+	}
+	unlock(&swap_lock);
+	kerf_depth--;
+	return more;
 }
 
 #ifdef KERF_SWAP_DOOR

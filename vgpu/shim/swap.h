@@ -22,7 +22,11 @@
  *              A tenant runs with all of its memory or not at all.
  *   Order.     Evict(bytes) → kerf_swap_out → Swapped(moved, out). BringIn(bytes) → kerf_swap_in → Swapped(moved, in). `moved`
  *              counts whole pieces: it can be less than was asked for (min_resident, pinned areas, an error, no host
- *              memory) and more by less than one piece. Report what it says, not what was asked for.
+ *              memory) and, out, more by less than one piece. Report what it says, not what was asked for. moved() of
+ *              the arbiter, if it is set, tells of each piece as it goes, so that another process's in can begin while this
+ *              out goes on; swap_lock is held then: it must neither wait nor call anything here.
+ *   Ahead.     Page-locking host memory takes longer than a copy to it. kerf_swap_prepare, while the tenant runs, makes
+ *              the pool as large as said, by one region a call.
  *   Asking.    With kerf_swap_arbiter set, ask() is called before an allocation is made and on its thread, with no lock held:
  *              send MemoryAsked, wait until BringIn has come and kerf_swap_in has made the memory, return success;
  *              or CUDA_ERROR_OUT_OF_MEMORY on Refuse. freed() follows each area that is gone. Bytes are those of whole pieces,
@@ -67,6 +71,7 @@ void kerf_swap_look(struct device *d, struct swap_counts *out);
 struct swap_arbiter {
 	CUresult (*ask)(struct device *d, uint64_t bytes);
 	void (*freed)(struct device *d, uint64_t bytes, bool absent);
+	void (*moved)(struct device *d, uint64_t bytes, bool out);
 };
 extern const struct swap_arbiter *kerf_swap_arbiter; /* NULL: none. Set before the first allocation */
 
@@ -82,6 +87,7 @@ void kerf_swap_context_ended(uint64_t name, bool gone);
 
 /* A file of whole pages that kerfd gives this process for its host pool. The descriptor stays the caller's. */
 bool kerf_host_give(int fd, uint64_t bytes);
+bool kerf_swap_prepare(struct device *d, uint64_t bytes); /* true: call again. Any thread, gate open or not */
 void kerf_host_trim(void); /* regions that hold nothing go back to the system; pinning them again costs time */
 
 /* --- among the files --------------------------------------------------------------------------------------- */
@@ -129,11 +135,13 @@ void swap_tell(struct device *d);  /* writes the session's residency */
 struct area *swap_find(CUdeviceptr p);          /* the area around p. All under swap_lock */
 bool swap_span(CUdeviceptr p, CUdeviceptr *base, uint64_t *bytes, struct area **a); /* of the allocation around p */
 void swap_newest(struct piece *p);
-bool swap_cut(struct piece *p, uint64_t bytes); /* of what is not resident: the rest becomes a piece of its own */
+bool swap_cut(struct piece *p, uint64_t bytes); /* of what is not there: the rest becomes a piece of its own */
+void swap_join(struct piece *p);                /* the reverse, with what follows it, where that makes one piece again */
 CUresult swap_make(struct piece *p);            /* fresh or out → mapped, contents undefined; the state is the caller's to set */
 CUresult swap_unmake(struct piece *p);          /* the reverse */
 void swap_state(struct piece *p, enum piece_state to); /* and the sums */
 
+bool host_more(uint64_t upto, uint64_t limit, CUcontext ctx); /* one region, page-locked; false: there is enough, or no more to be had */
 bool host_take(uint64_t bytes, uint64_t limit, struct host_run *out);
 void host_put(struct host_run *run, uint64_t bytes);
 void host_pin(const struct host_run *run, CUcontext ctx); /* page-locks its region if it is not yet; ctx is current */

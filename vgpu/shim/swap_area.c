@@ -239,6 +239,20 @@ static uint64_t piece_size(uint64_t span)
 	return part > PIECE_LARGE ? PIECE_LARGE : part;
 }
 
+void swap_join(struct piece *p)
+{
+	uint64_t most = piece_size(p->area->span);
+	struct piece *q;
+
+	while ((q = p->next) != NULL && q->state == p->state && p->size + q->size <= most && q->host.region == p->host.region &&
+	       (!p->host.region || (char *)p->host.at + p->size == (char *)q->host.at)) {
+		p->size += q->size;
+		p->next = q->next;
+		unlist(q);
+		record_free(q);
+	}
+}
+
 static bool add_piece(struct area *a, CUdeviceptr at, uint64_t size, struct piece **last)
 {
 	struct piece *p = record_new();

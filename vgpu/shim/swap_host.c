@@ -167,6 +167,15 @@ void host_pin(const struct host_run *run, CUcontext ctx)
 		r->locked_by = ctx;
 }
 
+bool host_more(uint64_t upto, uint64_t limit, CUcontext ctx)
+{
+	struct host_region *r = total < upto ? grow(upto - total < REGION ? upto - total : REGION, limit) : NULL;
+
+	if (r)
+		host_pin(&(struct host_run){ r, r->at }, ctx);
+	return r && total < upto;
+}
+
 /* The context is current nowhere that counts: unregistering works by address. */
 void host_context_ends(CUcontext ctx)
 {

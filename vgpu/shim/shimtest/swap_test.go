@@ -92,6 +92,15 @@ func TestSwap(t *testing.T) {
 				}
 			})
 		}
+		for _, class := range classes {
+			if v.name != door.name {
+				break // once is enough
+			}
+			t.Run(v.name+"/to the limit/"+class, func(t *testing.T) {
+				w.share.reset()
+				w.view(program(t, "mem", "mem.c"), "dlopen", class).run(t, "").ok(t)
+			})
+		}
 		t.Run(v.name+"/random", func(t *testing.T) {
 			cycles, seeds := 150, 1
 			if v.name == door.name {

@@ -26,12 +26,12 @@
 
 struct swap_counts { uint64_t resident, swapped, fresh, pinned, host, areas; };
 struct device;
-struct swap_arbiter { CUresult (*ask)(struct device *, uint64_t); void (*freed)(struct device *, uint64_t, bool); };
+struct swap_arbiter { CUresult (*ask)(struct device *, uint64_t); void (*freed)(struct device *, uint64_t, bool), (*moved)(struct device *, uint64_t, bool); };
 
 static CUresult (*door_out)(int, uint64_t, uint64_t *), (*door_in)(int, uint64_t, uint64_t *);
 static void (*door_look)(int, struct swap_counts *), (*door_trim)(void), (*door_arbiter)(const struct swap_arbiter *);
 static uint64_t (*door_steps)(long, long);
-static bool (*door_give)(int, uint64_t);
+static bool (*door_give)(int, uint64_t), (*door_prepare)(int, uint64_t);
 
 #define OK(call) do { CUresult r_ = (call); if (r_) { printf("%s:%d: ", __func__, __LINE__); die(#call, r_); } } while (0)
 #define CHECK(what) do { if (!(what)) { printf("%s:%d: ", __func__, __LINE__); die(#what, 0); } } while (0)
@@ -72,6 +72,7 @@ static void find_door(void)
 	struct { const char *name; void *to; } doors[] = {
 		{ "kerf_door_out", &door_out }, { "kerf_door_in", &door_in }, { "kerf_door_look", &door_look }, { "kerf_door_trim", &door_trim },
 		{ "kerf_door_steps", &door_steps }, { "kerf_door_arbiter", &door_arbiter }, { "kerf_door_give", &door_give },
+		{ "kerf_door_prepare", &door_prepare },
 	};
 
 	for (size_t i = 0; lib && i < LEN(doors); i++)
@@ -703,7 +704,7 @@ static void capture(void)
 	}
 }
 
-static uint64_t asked, freed_here, freed_away;
+static uint64_t asked, freed_here, freed_away, told_out, told_in;
 static bool refusing;
 
 static void *bring_in(void *arg)
@@ -734,9 +735,15 @@ static void on_freed(struct device *d, uint64_t bytes, bool absent)
 	*(absent ? &freed_away : &freed_here) += bytes;
 }
 
+static void on_moved(struct device *d, uint64_t bytes, bool out)
+{
+	(void)d;
+	*(out ? &told_out : &told_in) += bytes;
+}
+
 static void arbiter(void)
 {
-	static const struct swap_arbiter a = { on_ask, on_freed };
+	static const struct swap_arbiter a = { on_ask, on_freed, on_moved };
 	struct buffer b[4];
 	CUdeviceptr none;
 	uint64_t before = charged();
@@ -744,12 +751,12 @@ static void arbiter(void)
 	door_arbiter(&a);
 	for (size_t i = 0; i < LEN(b); i++)
 		b[i] = take(i ? i * 3 * MIB : 100);
-	CHECK(asked == look().resident);
+	CHECK(asked == look().resident && told_in == asked);
 	refusing = true;
 	CHECK(cuMemAlloc_v2(&none, 4 * MIB) == CUDA_ERROR_OUT_OF_MEMORY);
 	CHECK(asked == look().resident && look().fresh == 0);
 	give(&b[1]);
-	out(ALL);
+	CHECK(out(ALL) == told_out && told_out == asked - 4 * MIB);
 	for (size_t i = 0; i < LEN(b); i++)
 		if (b[i].p)
 			give(&b[i]);
@@ -768,6 +775,9 @@ static void given(void)
 	CHECK(look().host == 64 * MIB);
 	in(ALL);
 	verify(&b, 0, b.n);
+	while (door_prepare(0, 700 * MIB))
+		;
+	CHECK(look().host >= 700 * MIB && look().host < 960 * MIB);
 }
 
 static void peers(void)
