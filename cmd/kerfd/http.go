@@ -95,7 +95,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("POST "+control.DoorsPath+"/{door}/holds", rootOnly(s.postHold))
 	mux.HandleFunc("GET "+control.DoorsPath+"/{door}/holds", rootOnly(s.getOwners))
 	mux.HandleFunc("DELETE "+control.DoorsPath+"/{door}/holds/{owner}", rootOnly(s.deleteHold))
-	mux.HandleFunc("GET "+control.ReadyPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, struct{}{}, s.kubernetes.ready()) })
+	mux.HandleFunc("GET "+control.ReadyPath, func(w http.ResponseWriter, r *http.Request) { answer(w, struct{}{}, s.kubernetes.ready(r.Context())) })
 	mux.Handle("GET "+control.MetricsPath, s.metrics)
 	return mux
 }

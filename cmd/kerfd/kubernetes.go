@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,6 +38,8 @@ type kubernetes struct {
 	client clientset.Interface
 	driver *dra.Driver          // nil where dra is off
 	plugin *deviceplugin.Plugin // nil where it is off
+
+	up atomic.Bool // its GPUs were published once
 
 	mu    sync.Mutex
 	names []string  // the devices in the node's ResourceSlices
@@ -167,19 +170,42 @@ func (k *kubernetes) parts() (parts []part) {
 	return parts
 }
 
-// ready says why pods cannot get slices yet; nil if they can, or if there are no pods here.
-func (k *kubernetes) ready() error {
+// ready says why pods cannot get slices yet; nil if they can, or if there are no pods here. That the GPUs are published is looked
+// at until they once were: an API server that is away later takes no slices from anybody.
+func (k *kubernetes) ready(ctx context.Context) error {
 	if k == nil {
 		return nil
 	}
 	var errs []error
-	if k.driver != nil && !k.driver.Registered() {
-		errs = append(errs, fmt.Errorf("kubelet has not registered the DRA driver; is kubernetes.kubeletDir (%s) kubelet's directory?", k.config.KubeletDir))
+	if k.driver != nil {
+		errs = append(errs, k.driverReady(ctx))
 	}
 	if k.plugin != nil {
 		errs = append(errs, k.plugin.Ready())
 	}
 	return errors.Join(errs...)
+}
+
+func (k *kubernetes) driverReady(ctx context.Context) error {
+	if !k.driver.Registered() {
+		return fmt.Errorf("kubelet has not registered the DRA driver; is kubernetes.kubeletDir (%s) kubelet's directory?", k.config.KubeletDir)
+	}
+	if k.up.Load() {
+		return nil
+	}
+	published, err := k.published(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if expected := k.expected(); !equalSets(expected, published) {
+		return fmt.Errorf("%d devices are published, and this node has %d others; kerfd publishes them in a moment, or its log says why not", len(published), len(expected))
+	}
+	k.up.Store(true)
+	return nil
+}
+
+func equalSets(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
 // state is what kerf doctor asks for; nil on a machine that is no node.
@@ -189,34 +215,40 @@ func (k *kubernetes) state(ctx context.Context) *control.Kubernetes {
 	}
 	s := &control.Kubernetes{NodeName: k.config.NodeName, CDIDir: k.config.CDIDir, Published: []string{}, Expected: []string{}}
 	s.Specs, s.Missing = k.grants.containers.missing(k.grants.ledger.Entries())
-	if err := k.ready(); err != nil {
+	if err := k.ready(ctx); err != nil {
 		s.NotReady = err.Error()
 	}
 	if k.driver == nil {
 		return s
 	}
-	for _, pool := range dra.Slices(k.config.NodeName, k.grants.cards(), k.options()).Pools {
-		for _, slice := range pool.Slices {
-			for _, device := range slice.Devices {
-				s.Expected = append(s.Expected, device.Name)
-			}
-		}
-	}
+	s.Expected = append(s.Expected, k.expected()...)
 	var err error
-	if s.Published, err = k.published(ctx); err != nil {
+	if s.Published, err = k.published(ctx, publishedFor); err != nil {
 		s.NotReady = cmp.Or(s.NotReady, err.Error())
 	}
 	return s
 }
 
+// expected are the devices that the inventory makes.
+func (k *kubernetes) expected() (names []string) {
+	for _, pool := range dra.Slices(k.config.NodeName, k.grants.cards(), k.options()).Pools {
+		for _, slice := range pool.Slices {
+			for _, device := range slice.Devices {
+				names = append(names, device.Name)
+			}
+		}
+	}
+	return names
+}
+
 // publishedFor is how long an answer of the API server is good enough for people who ask kerfd often.
 const publishedFor = 5 * time.Second
 
-// published are the devices in the node's ResourceSlices, as the API server has them.
-func (k *kubernetes) published(ctx context.Context) ([]string, error) {
+// published are the devices in the node's ResourceSlices, as the API server has them or had them a short time ago.
+func (k *kubernetes) published(ctx context.Context, old time.Duration) ([]string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if time.Since(k.asked) < publishedFor {
+	if time.Since(k.asked) < old {
 		return k.names, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
