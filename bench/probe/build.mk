@@ -2,7 +2,7 @@
 # looks its own up.
 PROBE_OBJ    := $(B)/obj/probe
 PROBE_STUB   := $(PROBE_OBJ)/stub/libcuda.so.1
-PROBE_ENGINE := $(foreach part,swap swap_area swap_host,$(SHIM_OBJ)/$(part).o)
+PROBE_ENGINE := $(foreach part,swap swap_alloc swap_area swap_host,$(SHIM_OBJ)/$(part).o)
 
 tenants: $(TENANT_OUT)/swap-probe
 

@@ -7,8 +7,8 @@
  * moves, and all of it counts as charged: contexts, pools (cuMemAllocAsync), graphs' memory, arrays, imports, the
  * tenant's own cuMemCreate, 32-bit pointers. Managed memory is the driver's to move.
  *
- *   swap.c       out, in, and the questions of the books    swap_area.c  areas, pieces, allocation and free
- *   swap_host.c  the pool of page-locked host memory        swap_info.c  what a pointer is, once the driver would say it wrong
+ *   swap.c       out, in, and the questions of the books    swap_area.c  areas, pieces     swap_alloc.c  allocation and free
+ *   swap_host.c  the pool of page-locked host memory        swap_info.c  what a pointer is, since the driver would say it wrong
  *
  * What whoever drives this (the session with kerfd) must do
  *
@@ -133,6 +133,9 @@ extern uint32_t swap_used; /* an area has existed: until then nothing here is lo
 struct stock *swap_stock(struct device *d);
 void swap_tell(struct device *d);  /* writes the session's residency */
 struct area *swap_find(CUdeviceptr p);          /* the area around p. All under swap_lock */
+struct area *swap_area_at(size_t i);            /* by address; NULL: there are no more */
+struct area *swap_area_made(struct device *d, CUcontext ctx, uint64_t bytes, CUresult *r); /* the arbiter is asked: the lock is let go meanwhile */
+CUresult swap_area_delete(struct area *a);
 bool swap_span(CUdeviceptr p, CUdeviceptr *base, uint64_t *bytes, struct area **a); /* of the allocation around p */
 void swap_newest(struct piece *p);
 bool swap_cut(struct piece *p, uint64_t bytes); /* of what is not there: the rest becomes a piece of its own */
