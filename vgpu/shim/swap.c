@@ -85,6 +85,18 @@ void kerf_swap_look(struct device *d, struct swap_counts *out)
 	unlock(&swap_lock);
 }
 
+bool kerf_swap_whole(struct device *d)
+{
+	const struct stock *s;
+	bool whole;
+
+	lock(&swap_lock);
+	s = swap_stock(d);
+	whole = s->swapped + s->fresh == 0;
+	unlock(&swap_lock);
+	return whole;
+}
+
 /* --- a move's surroundings --------------------------------------------------------------------------------------- */
 
 /* What must be put back on this thread. */

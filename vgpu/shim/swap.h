@@ -12,14 +12,19 @@
  *
  * What whoever drives this (the session with kerfd) must do
  *
- *   Thread.    kerf_swap_out and kerf_swap_in may be called on any thread of the process, none of which needs a context; they
+ *   Thread.    kerf_swap_out and kerf_swap_in may be called on any thread of the process (the keeper), without a context; they
  *              block until the bytes have moved. One of them runs at a time, and meanwhile cuMemAlloc and cuMemFree of
  *              the tenant wait for it. For several GPUs at once, they take turns: the PCIe link of each is idle then.
- *   Gate.      Out: the share's gate has been closed, no thread is between the gate and the driver's call that it
- *              guards, and all work that was submitted has ended; so from before the call until the matching in has
- *              returned. The middle condition is not implied by the first: a launch reads the gate, then submits. Work that
- *              meets a piece which is out is an illegal address, and ends the context. In: the gate is closed, and opens after.
- *              A tenant runs with all of its memory or not at all.
+ *   Gate.      Out: the share's gate is shut, no thread is between the gate and the driver's call that it guards, and all
+ *              work that was submitted has ended; so from before the call until the matching in has returned. The second
+ *              does not follow from the first: a launch reads the gate, then submits. A gate that is SHARED counts who is inside
+ *              (keeper.inside), one that is OPEN counts nobody: while anything of a share may be out, its word is SHARED or
+ *              SHUT. And a shut gate stays shut while kerfd is away (keeper.away must not let past it), or all is brought
+ *              in first. Work that meets a piece which is out is an illegal address, and ends the context. In: the gate is
+ *              shut, and opens after. A tenant runs with all of its memory or not at all.
+ *              What passes the gate at any time, or knows no gate, must not need the bytes: a capture notes addresses down, and
+ *              so does the making of a graph's nodes; but the real driver may ask what a copy's or a memset's address is, and
+ *              an address whose memory is out is not mapped. Such calls should wait until the memory is in.
  *   Order.     Evict(bytes) → kerf_swap_out → Swapped(moved, out). BringIn(bytes) → kerf_swap_in → Swapped(moved, in). `moved`
  *              counts whole pieces: it can be less than was asked for (min_resident, pinned areas, an error, no host
  *              memory) and, out, more by less than one piece. Report what it says, not what was asked for. moved() of
@@ -28,8 +33,8 @@
  *   Ahead.     Page-locking host memory takes longer than a copy to it. kerf_swap_prepare, while the tenant runs, makes
  *              the pool as large as said, by one region a call.
  *   Asking.    With kerf_swap_arbiter set, ask() is called before an allocation is made and on its thread, with no lock held:
- *              send MemoryAsked, wait until BringIn has come and kerf_swap_in has made the memory, return success;
- *              or CUDA_ERROR_OUT_OF_MEMORY on Refuse. freed() follows each area that is gone. Bytes are those of whole pieces,
+ *              send MemoryAsked, wait until BringIn has come and kerf_swap_whole(d), return success: two threads may ask
+ *              at once, and the first answer need not be for the first asker. CUDA_ERROR_OUT_OF_MEMORY on Refuse. freed() follows each area that is gone. Bytes are those of whole pieces,
  *              the same as in `moved`, not those charged. Without an arbiter an allocation takes what the card has free.
  *   Errors.    Whatever is returned, every byte is right and every piece is whole, on one side or the other. An out that finds
  *              no host memory (host_limit, or none to be had) changes nothing. A copy that failed leaves its piece where it was.
@@ -67,6 +72,7 @@ CUresult kerf_swap_in(struct device *d, uint64_t bytes, uint64_t *moved);
 
 struct swap_counts { uint64_t resident, swapped, fresh, pinned, host, areas; }; /* bytes, and a count of areas */
 void kerf_swap_look(struct device *d, struct swap_counts *out);
+bool kerf_swap_whole(struct device *d); /* nothing is out, and nothing is still to be made */
 
 struct swap_arbiter {
 	CUresult (*ask)(struct device *d, uint64_t bytes);

@@ -31,6 +31,7 @@ struct swap_arbiter { CUresult (*ask)(struct device *, uint64_t); void (*freed)(
 static CUresult (*door_out)(int, uint64_t, uint64_t *), (*door_in)(int, uint64_t, uint64_t *);
 static void (*door_look)(int, struct swap_counts *), (*door_trim)(void), (*door_arbiter)(const struct swap_arbiter *);
 static uint64_t (*door_steps)(long, long);
+static bool (*door_whole)(int);
 static bool (*door_give)(int, uint64_t), (*door_prepare)(int, uint64_t);
 
 #define OK(call) do { CUresult r_ = (call); if (r_) { printf("%s:%d: ", __func__, __LINE__); die(#call, r_); } } while (0)
@@ -72,7 +73,7 @@ static void find_door(void)
 	struct { const char *name; void *to; } doors[] = {
 		{ "kerf_door_out", &door_out }, { "kerf_door_in", &door_in }, { "kerf_door_look", &door_look }, { "kerf_door_trim", &door_trim },
 		{ "kerf_door_steps", &door_steps }, { "kerf_door_arbiter", &door_arbiter }, { "kerf_door_give", &door_give },
-		{ "kerf_door_prepare", &door_prepare },
+		{ "kerf_door_prepare", &door_prepare }, { "kerf_door_whole", &door_whole },
 	};
 
 	for (size_t i = 0; lib && i < LEN(doors); i++)
@@ -726,7 +727,7 @@ static CUresult on_ask(struct device *d, uint64_t bytes)
 	asked += bytes;
 	pthread_create(&t, NULL, bring_in, NULL); /* as the session's thread does */
 	pthread_join(t, NULL);
-	return CUDA_SUCCESS;
+	return door_whole(0) ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
 }
 
 static void on_freed(struct device *d, uint64_t bytes, bool absent)
