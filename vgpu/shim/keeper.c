@@ -23,8 +23,8 @@
 #include <sys/socket.h>
 
 #define DRAIN_POLL_NS  50000
-#define WATCH_POLL_NS  300000
-#define IDLE_POLLS     2          /* without work, before it is said to have ended */
+#define WATCH_POLL_NS  250000
+#define IDLE_POLLS     3          /* without work, before it is said to have ended */
 #define AGAIN_MS       50         /* between two tries to reach kerfd */
 
 static struct keeper keepers[KERF_MAX_SHARES];
@@ -148,8 +148,7 @@ static void drain(struct watch *w)
 		return;
 	w->draining = false;
 	kerf_lanes_drained(k);
-	if (!load_relaxed(&k->waiting))
-		tell(k, false); /* before the answer, or it would be given a turn that it does not want */
+	w->idle = 0;
 	lock(&k->tell);
 	say(k, KERF_LEASE_DRAINED, w->lease, now);
 	unlock(&k->tell);
@@ -162,8 +161,6 @@ static void look(struct watch *w)
 	bool busy = submitted != w->seen || load_relaxed(&k->waiting) || !quiet(k);
 
 	w->seen = submitted;
-	if (!busy && load_relaxed(&k->share->policy->gate) == KERF_GATE_SHUT)
-		return; /* what it had is drained, or being drained */
 	if (busy || !kerf_lanes_idle(k, false)) {
 		w->idle = 0;
 		tell(k, true);
@@ -177,13 +174,14 @@ static bool turn(struct watch *w)
 {
 	struct pollfd p = { .fd = w->k->fd, .events = POLLIN };
 	struct timespec t = { 0, w->draining ? DRAIN_POLL_NS : WATCH_POLL_NS };
-	int n = ppoll(&p, 1, w->draining || w->on ? &t : NULL, NULL);
+	bool looks = w->on || (load_relaxed(&w->k->told) && !load_relaxed(&w->k->waiting)); /* a thread may be on its way to the gate */
+	int n = ppoll(&p, 1, w->draining || looks ? &t : NULL, NULL);
 
 	if (n > 0 && !listen_to(w))
 		return false;
 	if (w->draining)
 		drain(w);
-	else if (w->on)
+	else if (looks)
 		look(w);
 	return true;
 }

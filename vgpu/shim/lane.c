@@ -4,7 +4,7 @@
  * gate was simply open left no trace, and a drain must find it. A per-thread default stream is entered when its thread
  * comes to a shared gate; before that the context's legacy stream waits for it, as for all blocking streams.
  *
- * Work that passes a shared gate is priced: by function, by executable graph, by kind and size of copy. Behind every 100 us of
+ * Work that passes a shared gate is priced: by function, by executable graph, by kind and size of copy. Behind every 200 us of
  * it an event without timing is recorded, and when the event has passed, the price is corrected by the time that it took
  * since the one before. Prices are only for the queue's bound; a tenant pays for time, not for estimates.
  *
@@ -17,10 +17,10 @@
 #include <sys/mman.h>
 
 #define RING        64
-#define SEGMENT_NS  100000u   /* of work between two markers */
+#define SEGMENT_NS  200000u   /* of work between two markers */
 #define SEGMENT_MAX 16        /* submissions between two markers */
-#define HIGH_NS     3000000u  /* queued ahead: no more than this */
-#define LOW_NS      1500000u  /* and on again below this, which must outlast a thread's waking up */
+#define HIGH_NS     4000000u  /* queued ahead: no more than this */
+#define LOW_NS      2000000u  /* and on again below this, which must outlast a thread's waking up */
 #define UNKNOWN_NS  1000000u  /* price of what was never seen */
 #define SHORTEST_NS 50000u    /* sleep */
 #define LONGEST_NS  1000000u
@@ -237,7 +237,8 @@ static uint64_t worth(const struct segment *g)
 	return g->key ? g->n * price_of(g->key) : g->ns;
 }
 
-/* Takes off what has passed, and learns from it. Who was late to look sees several pass at once, and spreads the time. */
+/* Takes off what has passed, and learns from it. Who was late to look sees several pass at once, and spreads the time. Where all
+ * has passed the GPU may have stood still for part of that time, so that it says no more than what the work took at most. */
 static void reap(struct lane *l, uint64_t now)
 {
 	uint64_t spent = now - l->since, sum = 0;
@@ -250,7 +251,7 @@ static void reap(struct lane *l, uint64_t now)
 	for (unsigned i = 0; i < done; i++) {
 		struct segment *g = at(l, i);
 
-		if (g->key && sum)
+		if (g->key && sum && (done < l->count || spent < sum))
 			learn(g->key, (uint64_t)((double)worth(g) / (double)g->n * (double)spent / (double)sum) + 1);
 	}
 	l->head = (l->head + done) % RING;
@@ -268,21 +269,28 @@ static uint64_t queued(struct lane *l, uint64_t now)
 	return sum - (ran < first ? ran : first);
 }
 
+static bool too_much(struct lane *l, uint64_t rest)
+{
+	return l->count && (rest > (l->full ? LOW_NS : HIGH_NS) || l->count == RING);
+}
+
+/* The driver is asked only where the books say that it is too much. */
 uint64_t kerf_lane_ahead(struct lane *l)
 {
 	uint64_t now, rest, wait = 0;
 	CUstreamCaptureMode mode;
 
 	lock(&lanes_lock);
-	now = kerf_now();
-	if (l->id && l->count) {
-		mode = relax();
-		reap(l, now);
-		unrelax(mode);
-	}
 	if (l->id) {
+		now = kerf_now();
 		rest = queued(l, now);
-		l->full = l->count && (rest > (l->full ? LOW_NS : HIGH_NS) || l->count == RING);
+		if (too_much(l, rest)) {
+			mode = relax();
+			reap(l, now);
+			unrelax(mode);
+			rest = queued(l, now);
+		}
+		l->full = too_much(l, rest);
 		if (l->full) {
 			wait = rest > LOW_NS ? rest - LOW_NS : 0;
 			wait = wait < SHORTEST_NS ? SHORTEST_NS : wait > LONGEST_NS ? LONGEST_NS : wait;
