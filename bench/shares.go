@@ -40,7 +40,7 @@ var sharesCases = []sharesCase{
 	{"4 equal, short, long, mixed, graphs", []int{25, 25, 25, 25}, []load{shortKernels, longKernels, mixedKernels, graphKernels}},
 	{"4 unequal (40, 30, 20, 10), graphs", []int{40, 30, 20, 10}, []load{graphKernels}},
 	{"8 equal, mixed", []int{12, 12, 12, 12, 12, 12, 12, 12}, []load{mixedKernels}},
-	{"8 unequal (25 to 5), short and long", []int{25, 20, 15, 10, 10, 5, 5, 5}, []load{shortKernels, longKernels}},
+	{"8 unequal (25 to 5), short and long", []int{25, 20, 15, 15, 10, 5, 5, 5}, []load{shortKernels, longKernels}},
 }
 
 // sampleEvery is how often the engine's log is read.
@@ -75,6 +75,7 @@ func runShares(ctx context.Context, on *rig.Rig, options Options) ([]Result, str
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", c.name, err)
 		}
+		options.progress("shares: %s: in percent, got %.1f of %v", c.name, hundredfold(seen.parts(0, len(seen)-1)), c.cores)
 		results = append(results, seen.results(i, c)...)
 	}
 	options.progress("shares: one alone, native and sliced; two against one")
@@ -212,6 +213,14 @@ func (r readings) parts(from, to int) []float64 {
 	return parts
 }
 
+func hundredfold(parts []float64) []float64 {
+	percent := make([]float64, len(parts))
+	for i, part := range parts {
+		percent[i] = 100 * part
+	}
+	return percent
+}
+
 // rate is the engine's work in a second of the wall's time.
 func (r readings) rate() float64 {
 	last := len(r) - 1
@@ -263,7 +272,7 @@ func (r readings) results(i int, c sharesCase) []Result {
 func (b sharesBench) throughput(ctx context.Context) ([]Result, error) {
 	half := rig.Slice{Memory: "2Gi", Cores: 50, GPU: "0"}
 	var lone, two []float64
-	b.plan.watch = min(b.plan.watch, 5*time.Second)
+	b.plan = sharesPlan{time.Second, min(b.plan.watch, 4*time.Second)}
 	for range 5 {
 		rates := make([]float64, 3)
 		for i, slices := range [][]rig.Slice{{{}}, {half}, {half, half}} {

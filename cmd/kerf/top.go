@@ -25,7 +25,8 @@ func topCommand(o *options) *cobra.Command {
 		Use:   "top",
 		Short: "Show the GPUs, the shares and what they hold",
 		Long: "Show the GPUs, the shares and what they hold, live until Ctrl-C. USED is what counts against LIMIT: what the\n" +
-			"programs allocated, and what the driver took for them besides (contexts, modules).",
+			"programs allocated, and what the driver took for them besides (contexts, modules). GOT is the part of the GPU's time\n" +
+			"that a share had over the last ten seconds, where it is counted; OWED is what it should have had more, or less.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
@@ -87,11 +88,11 @@ func writeTop(out io.Writer, s control.State) error {
 	}
 	fmt.Fprintln(out)
 	table = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SHARE\tGPU\tCLASS\tLIMIT\tUSED\tPEAK\tCORES\tREFUSED\tPROCS\tHOLDER")
+	fmt.Fprintln(table, "SHARE\tGPU\tCLASS\tLIMIT\tUSED\tPEAK\tCORES\tGOT\tOWED\tLEASE\tREFUSED\tPROCS\tHOLDER")
 	for _, sh := range s.Shares {
 		for _, d := range sh.Devices {
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s %s\t%s\t%s\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak,
-				coresOf(d.Cores), sh.Refused, len(sh.Sessions), holderOf(sh))
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s %s\t%s\t%s\t%s\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak,
+				coresOf(d.Cores), leaseOf(sh), sh.Refused, len(sh.Sessions), holderOf(sh))
 		}
 	}
 	return table.Flush()
@@ -112,6 +113,14 @@ func stateOf(g control.GPU) string {
 		return "unknown: " + g.Error
 	}
 	return "ok"
+}
+
+// leaseOf is three columns: the part of the GPU's time that a share had, what it is owed, and where its lease is.
+func leaseOf(s control.Share) string {
+	if s.Lease == nil {
+		return "-\t-\t-"
+	}
+	return fmt.Sprintf("%s\t%s\t%s", s.Lease.Got, s.Lease.Owed.Round(time.Millisecond), s.Lease.Lease)
 }
 
 func coresOf(p node.Percent) string {

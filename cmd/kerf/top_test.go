@@ -29,7 +29,7 @@ func TestTopPicture(t *testing.T) {
 		},
 		Shares: []control.Share{
 			{Class: share.Guaranteed, Holder: ledger.Holder{Door: ledger.DoorRun, PID: 42, Command: "/usr/bin/python train.py --epochs 100 --batch 4096 --seed 7"}, ShareState: arbiter.ShareState{
-				ID: "0123456789abcdef", Refused: 3, Sessions: make([]arbiter.SessionState, 2),
+				ID: "0123456789abcdef", Refused: 3, Lease: &arbiter.LeaseState{Lease: "waits", Got: 48, Owed: 120 * time.Millisecond}, Sessions: make([]arbiter.SessionState, 2),
 				Devices: []arbiter.DeviceState{{Index: 0, Limit: 70 * node.GiB, Charged: 34 * node.GiB, Implicit: node.GiB, Peak: 66 * node.GiB, Cores: 50}},
 			}},
 			{Class: share.BestEffort, Holder: ledger.Holder{Door: ledger.DoorRun, PID: 43, Command: "x"}, ShareState: arbiter.ShareState{

@@ -89,6 +89,7 @@ func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+control.GrantsPath, s.postGrant)
 	mux.HandleFunc("DELETE "+control.GrantsPath+"/{id}", s.deleteGrant)
+	mux.HandleFunc("POST "+control.GrantsPath+"/{id}/settings", s.postSettings)
 	mux.HandleFunc("GET "+control.StatePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.grants.state(uidOf(r.Context())), nil) })
 	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.node(r.Context()), nil) })
 	mux.HandleFunc("POST "+control.SuccessionPath, rootOnly(s.postSuccession))

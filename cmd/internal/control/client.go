@@ -17,6 +17,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
 // Client talks to one kerfd.
@@ -46,6 +47,11 @@ func (c *Client) Grant(ctx context.Context, request GrantRequest) (granted Grant
 // Release gives a slice back.
 func (c *Client) Release(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodDelete, GrantsPath+"/"+id, nil, nil)
+}
+
+// Set changes a share in force.
+func (c *Client) Set(ctx context.Context, id string, wanted Settings) (grant share.Grant, err error) {
+	return grant, c.call(ctx, http.MethodPost, GrantsPath+"/"+url.PathEscape(id)+"/settings", wanted, &grant)
 }
 
 // State is what kerf top shows.

@@ -24,7 +24,7 @@ const (
 
 // The paths of the interface.
 const (
-	GrantsPath = "/v1/grants" // POST GrantRequest → Granted; DELETE /v1/grants/ID
+	GrantsPath = "/v1/grants" // POST GrantRequest → Granted; DELETE /v1/grants/ID; POST /v1/grants/ID/settings Settings → share.Grant
 	StatePath  = "/v1/state"  // GET → State
 	NodePath   = "/v1/node"   // GET → Node
 	ReadyPath  = "/v1/ready"  // GET → {}, or why not yet
@@ -46,6 +46,13 @@ func Socket(runDir string) string { return filepath.Join(runDir, "kerfd.sock") }
 type GrantRequest struct {
 	share.Request
 	Command string `json:"command"` // shown in kerf top
+}
+
+// Settings is what can be changed of a share in force; nil stays as it is.
+type Settings struct {
+	Cores  *node.Percent `json:"cores,omitempty"`
+	Class  *share.Class  `json:"class,omitempty"`
+	Capped *bool         `json:"capped,omitempty"`
 }
 
 // Holding is what an owner asks of a door.

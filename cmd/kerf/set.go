@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+func setCommand(o *options) *cobra.Command {
+	var cores, class string
+	var burst bool
+	cmd := &cobra.Command{
+		Use:   "set SHARE",
+		Short: "Change what a share has of its GPU's time, while its programs run",
+		Long: "Change what a share has of its GPU's time. Running programs see it at once. Cores are percent of each GPU's time, as\n" +
+			"against the others who want it; 0 is what all others leave. Without burst they are a limit too.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return exitError{exitUsage, errors.New("set wants one share; kerf top lists them")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var wanted control.Settings
+			if cmd.Flags().Changed("cores") {
+				percent, err := node.ParsePercent(cores)
+				if err != nil {
+					return exitError{exitUsage, fmt.Errorf("--cores: %w", err)}
+				}
+				wanted.Cores = &percent
+			}
+			if cmd.Flags().Changed("class") {
+				wanted.Class = (*share.Class)(&class)
+			}
+			if cmd.Flags().Changed("burst") {
+				capped := !burst
+				wanted.Capped = &capped
+			}
+			if wanted == (control.Settings{}) {
+				return exitError{exitUsage, errors.New("nothing to set: give --cores, --class or --burst")}
+			}
+			grant, err := o.client().Set(cmd.Context(), args[0], wanted)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "share %s: %s, cores %s%s\n", args[0], grant.Class, coresOf(grant.Devices[0].Cores), capMark(grant.Capped))
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&cores, "cores", "", "percent of each GPU's time")
+	cmd.Flags().StringVar(&class, "class", "", "guaranteed, burstable or besteffort")
+	cmd.Flags().BoolVar(&burst, "burst", true, "may use time that others leave; =false: cores are a limit")
+	return cmd
+}
+
+func capMark(capped bool) string {
+	if capped {
+		return " at most"
+	}
+	return ""
+}
+
+func explainCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "explain SHARE",
+		Short: "Say in words whether a share runs, and why it waits",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return exitError{exitUsage, errors.New("explain wants one share; kerf top lists them")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			state, err := o.client().State(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, s := range state.Shares {
+				if s.ID == args[0] {
+					fmt.Fprintf(cmd.OutOrStdout(), "share %s (%s): %s\n", s.ID, holderOf(s), explain(s))
+					return nil
+				}
+			}
+			return fmt.Errorf("share %q: not there, or another user's; kerf top lists the shares", args[0])
+		},
+	}
+}
+
+func explain(s control.Share) string {
+	if s.Lease == nil {
+		return "GPU time is not leased on this node (leases: false in kerfd's configuration), so its gate is always open"
+	}
+	owed := fmt.Sprintf("it is owed %s", s.Lease.Owed.Round(1e6))
+	if s.Lease.Owed < 0 {
+		owed = fmt.Sprintf("it owes %s, which it had beyond its share", (-s.Lease.Owed).Round(1e6))
+	}
+	return fmt.Sprintf("%s. Of the last ten seconds it had %s; %s.", s.Lease.Why, s.Lease.Got, owed)
+}
