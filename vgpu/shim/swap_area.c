@@ -381,7 +381,7 @@ struct area *swap_area_made(struct device *d, CUcontext ctx, uint64_t bytes, CUr
 	} else {
 		*r = area_fill(a);
 	}
-	a->pinned = false;
+	a->pinned = a->ends != 0;
 	if (*r == CUDA_SUCCESS)
 		return a;
 	swap_area_delete(a);
