@@ -57,6 +57,7 @@ type rig struct {
 	server *Server
 	stop   func()
 	events chan Event
+	leases bool
 }
 
 func newRig(t *testing.T) *rig {
@@ -81,7 +82,7 @@ func spec() Spec {
 
 func (r *rig) start(restore []Spec) {
 	r.t.Helper()
-	server, err := New(Config{Shares: filepath.Join(r.dir, "shares"), Sessions: filepath.Join(r.dir, "sessions"), Memory: r.nvml, Now: time.Now,
+	server, err := New(Config{Shares: filepath.Join(r.dir, "shares"), Sessions: filepath.Join(r.dir, "sessions"), Memory: r.nvml, Now: time.Now, Leases: r.leases,
 		Notify: func(e Event) { r.events <- e }})
 	if err != nil {
 		r.t.Fatal(err)
