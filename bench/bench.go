@@ -36,7 +36,7 @@ type measured struct {
 
 // Scenarios is every scenario there is.
 var Scenarios = []Scenario{
-	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", rig.Options{ZeroCost: true}, runOverhead, nil},
+	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", rig.Options{ZeroCost: true, Leases: true}, runOverhead, nil},
 	{"shares", "how GPU time is divided among 2, 4 and 8 busy tenants; what it costs one alone and two; who is guaranteed, over who is not", rig.Options{Leases: true}, runShares, nil},
 	{"kubernetes", "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver", rig.Options{}, nil, runKubernetes},
 	{"kubernetes-scale", "simulated nodes with our slices: bytes in etcd, pods scheduled a second without claims and with slices", rig.Options{}, nil, runScale},

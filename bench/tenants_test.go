@@ -70,6 +70,7 @@ func TestTenants(t *testing.T) {
 		"notebook": {"--seconds", "0.3", "--memory", "300Mi", "--idle", "0.1"},
 		"forkbomb": {"--processes", "12", "--parallel", "3"},
 		"look":     {"--seconds", "0.3"},
+		"spin":     {"--seconds", "0.3", "--graph", "4"},
 	}
 	ways := map[string]func(ctx context.Context, program string, args ...string) *exec.Cmd{
 		"native": on.Native,
