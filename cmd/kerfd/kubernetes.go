@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -87,8 +88,22 @@ func (k *kubernetes) serve(g *grants, metrics prometheus.Registerer) (err error)
 	return err
 }
 
+// A connection that died without a word is noticed after these two together, in seconds. client-go's own 30 and 15 are just the 45 s that
+// kubelet waits for a claim.
+const (
+	idleSeconds = "5" // without a byte, before a ping is sent
+	pingSeconds = "3" // for its answer
+)
+
 // connect is the way to the API server; nothing is sent yet.
 func (k *kubernetes) connect() (clientset.Interface, error) {
+	for name, seconds := range map[string]string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS": idleSeconds, "HTTP2_PING_TIMEOUT_SECONDS": pingSeconds} {
+		if os.Getenv(name) == "" { // client-go reads it from there, and from nowhere else
+			if err := os.Setenv(name, seconds); err != nil {
+				return nil, fmt.Errorf("reach the API server: %w", err)
+			}
+		}
+	}
 	config, err := rest.InClusterConfig()
 	if k.config.Kubeconfig != "" {
 		config, err = clientcmd.BuildConfigFromFlags("", k.config.Kubeconfig)
