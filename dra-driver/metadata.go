@@ -14,6 +14,7 @@ import (
 	metadata "k8s.io/dynamic-resource-allocation/api/metadata/v1beta1"
 	"k8s.io/dynamic-resource-allocation/kubeletplugin"
 
+	"github.com/kerf-gpu/kerf/internal/durable"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
 
@@ -23,27 +24,8 @@ func metadataOptions(cdiDir string) []kubeletplugin.Option {
 	return []kubeletplugin.Option{
 		kubeletplugin.EnableDeviceMetadata(true, []schema.GroupVersion{metadata.SchemeGroupVersion}),
 		kubeletplugin.CDIDirectory(cdiDir),
-		kubeletplugin.MetadataFileOps(kubeletplugin.MetadataFileOperations{WriteFile: replaceFile}),
+		kubeletplugin.MetadataFileOps(kubeletplugin.MetadataFileOperations{WriteFile: durable.Replace}),
 	}
-}
-
-// replaceFile writes a file that is whole or absent for those who read it, and does not wait for the disk as the library's own
-// does: that takes tens of milliseconds of each pod's start, and after a crash of the machine kubelet prepares every claim again.
-func replaceFile(name string, data []byte, mode os.FileMode) (err error) {
-	temporary, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*.tmp")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temporary.Name())
-		}
-	}()
-	_, err = temporary.Write(data)
-	if err = errors.Join(err, temporary.Chmod(mode), temporary.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return os.Rename(temporary.Name(), name)
 }
 
 // metadataDir has a directory for each claim, as the library names it.
@@ -102,7 +84,7 @@ func removed(err error) error {
 	return err
 }
 
-// temporaryFor is for how long replaceFile may be at work, in this kerfd or in one that it follows.
+// temporaryFor is for how long a file may be in the making, in this kerfd or in one that it follows.
 const temporaryFor = time.Minute
 
 // sweepTemporary removes what a killed kerfd left half-written.
@@ -110,8 +92,8 @@ func (d *Driver) sweepTemporary(now time.Time) error {
 	if d.config.CDIDir == "" {
 		return nil
 	}
-	inSpecs, err1 := filepath.Glob(filepath.Join(d.config.CDIDir, "."+DriverName+"_metadata_*.tmp"))
-	inClaims, err2 := filepath.Glob(filepath.Join(d.metadataDir(), "*", "*", ".metadata.json.*.tmp"))
+	inSpecs, err1 := filepath.Glob(durable.Temporary(filepath.Join(d.config.CDIDir, DriverName+"_metadata_*")))
+	inClaims, err2 := filepath.Glob(durable.Temporary(filepath.Join(d.metadataDir(), "*", "*", "metadata.json")))
 	errs := []error{err1, err2}
 	for _, file := range append(inSpecs, inClaims...) {
 		if info, err := os.Stat(file); err == nil && now.Sub(info.ModTime()) >= temporaryFor {

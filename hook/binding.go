@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/kerf-gpu/kerf/internal/durable"
 )
 
 // Binding says that a container holds a share. It is written before the container's program starts, and stays until the share
@@ -76,12 +78,7 @@ func (b Binding) write(pages string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("bind the container to share %s: %w; is the claim still prepared on this node?", b.Share, err)
 	}
-	temp := filepath.Join(dir, fmt.Sprintf(".%s.%d", b.ID, os.Getpid()))
-	if err := os.WriteFile(temp, append(text, '\n'), 0o600); err != nil {
-		return fmt.Errorf("bind the container to share %s: %w", b.Share, err)
-	}
-	if err := os.Rename(temp, filepath.Join(dir, b.ID+".json")); err != nil {
-		_ = os.Remove(temp)
+	if err := durable.Replace(filepath.Join(dir, b.ID+".json"), append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("bind the container to share %s: %w", b.Share, err)
 	}
 	return nil

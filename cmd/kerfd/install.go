@@ -11,6 +11,7 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/hook"
 	"github.com/kerf-gpu/kerf/hook/cdi"
+	"github.com/kerf-gpu/kerf/internal/durable"
 )
 
 // installation is what containers of this node need of Kerf, in a directory of the host named by version: a container's configuration
@@ -75,7 +76,7 @@ func hookProgram() (string, error) {
 	return filepath.Join(filepath.Dir(self), hook.Program), nil
 }
 
-// copyFile copies a file by way of a temporary one, unless the same bytes are there.
+// copyFile copies a file unless the same bytes are there.
 func copyFile(from, to string) error {
 	content, err := os.ReadFile(from)
 	if err != nil {
@@ -87,11 +88,7 @@ func copyFile(from, to string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	temp := to + ".new"
-	if err := os.WriteFile(temp, content, 0o755); err != nil {
-		return errors.Join(err, os.RemoveAll(temp))
-	}
-	return errors.Join(os.Chmod(temp, 0o755), os.Rename(temp, to)) // whatever the umask
+	return durable.Replace(to, content, 0o755)
 }
 
 // fileName is a version as it may stand in a path.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/internal/durable"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
@@ -86,8 +87,7 @@ func noteServing(c Config) error {
 	pods := slices.DeleteFunc(served(c), func(pod string) bool { return pod == c.Kubernetes.PodUID })
 	pods = append(pods, c.Kubernetes.PodUID)
 	text := strings.Join(pods[max(0, len(pods)-maxServed):], "\n") + "\n"
-	temp := c.servedFile() + ".new"
-	if err := errors.Join(os.WriteFile(temp, []byte(text), 0o644), os.Rename(temp, c.servedFile())); err != nil {
+	if err := durable.Replace(c.servedFile(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("note who serves: %w", err)
 	}
 	return nil

@@ -194,7 +194,7 @@ func TestFiles(t *testing.T) {
 		t.Error("written again without need", err)
 	}
 	for file, text := range map[string]string{
-		"nvidia.yaml": "cdiVersion: x", prefix + "half.json": `{"cdi`, temp + "123": "{", "kerf.dev-share_.json": "", prefix + "x.yaml": "",
+		"nvidia.yaml": "cdiVersion: x", prefix + "half.json": `{"cdi`, "." + prefix + "new.json.123.tmp": "{", "kerf.dev-share_.json": "", prefix + "x.yaml": "",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -210,7 +210,7 @@ func TestFiles(t *testing.T) {
 	if err := Sweep(dir); err != nil {
 		t.Error(err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, ".tmp*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
 		t.Error(left)
 	}
 	for range 2 {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kerf-gpu/kerf/internal/durable"
 	"tags.cncf.io/container-device-interface/specs-go"
 )
 
@@ -18,7 +19,6 @@ import (
 const (
 	prefix = Vendor + "-" + Class + "_"
 	suffix = ".json"
-	temp   = ".tmp-" + prefix // no runtime reads a file of another suffix, nor do we list it
 )
 
 // File is where a device's spec is.
@@ -41,30 +41,14 @@ func Write(dir string, spec *specs.Spec) error {
 	if there, err := os.ReadFile(file); err == nil && bytes.Equal(there, text) {
 		return nil
 	}
-	err = replace(dir, file, text)
+	err = durable.Replace(file, text, 0o644)
 	if errors.Is(err, fs.ErrNotExist) { // gone since kerfd started: a tmpfs that was made anew, or a hand that was too thorough
-		err = errors.Join(os.MkdirAll(dir, 0o755), replace(dir, file, text))
+		err = errors.Join(os.MkdirAll(dir, 0o755), durable.Replace(file, text, 0o644))
 	}
 	if err != nil {
 		return fmt.Errorf("write CDI spec: %w%s", err, advice(dir, err))
 	}
 	return nil
-}
-
-func replace(dir, file string, text []byte) error {
-	f, err := os.CreateTemp(dir, temp+"*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }
 
 // advice is what to do about an error.
@@ -128,7 +112,7 @@ func Mentions(dir, path string) (bool, error) {
 // Sweep removes what a killed kerfd left half-written. It is called before the first Write: a file that is being written now is
 // not told from one that was.
 func Sweep(dir string) error {
-	files, err := filepath.Glob(filepath.Join(dir, temp+"*"))
+	files, err := filepath.Glob(durable.Temporary(File(dir, "*"))) // no runtime reads files of another suffix, nor does List
 	if err != nil {
 		return fmt.Errorf("sweep CDI specs: %w", err)
 	}

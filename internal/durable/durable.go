@@ -7,6 +7,8 @@
 //
 // A record that does not match its checksum is set aside as <key>.json.corrupt and named in Load's answer: one damaged
 // file must neither stop a daemon nor be silently forgotten.
+//
+// Replace is the lesser thing, for files that need not outlive a crash of the machine.
 package durable
 
 import (
