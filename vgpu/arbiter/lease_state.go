@@ -66,35 +66,20 @@ type process struct {
 type pages struct {
 	total, resident, in, out node.Bytes
 	patience                 time.Duration // when moving takes too long
+	rest                     time.Duration // until when nothing is to be moved: what was last asked for could not be
 }
 
 func (p *pages) absent() node.Bytes { return p.total - p.resident - p.in }
 
-func (p *pages) free(bytes node.Bytes, absent bool) {
-	if absent {
-		bytes = min(bytes, p.total-p.resident)
+// report takes what a process says that it has. What of it was on its way has arrived by so much.
+func (p *pages) report(resident, absent node.Bytes) {
+	if resident > p.resident {
+		p.in -= min(p.in, resident-p.resident)
 	} else {
-		bytes = min(bytes, p.resident)
-		p.resident -= bytes
+		p.out -= min(p.out, p.resident-resident)
 	}
-	p.total -= bytes
-	p.in = min(p.in, p.total-p.resident)
-	p.out = min(p.out, p.resident)
-}
-
-func (p *pages) swapped(bytes node.Bytes, out bool) {
-	if out {
-		bytes = min(bytes, p.out)
-		p.out -= bytes
-		p.resident -= bytes
-	} else {
-		bytes = min(bytes, p.in)
-		p.in -= bytes
-		p.resident += bytes
-	}
-	if p.in == 0 && p.out == 0 {
-		p.patience = 0
-	}
+	p.resident, p.total = resident, resident+absent
+	p.in, p.out = min(p.in, absent), min(p.out, resident)
 }
 
 // on is all of a tenant's memory on a GPU.
