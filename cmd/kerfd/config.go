@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,12 +31,18 @@ type Config struct {
 	LibDir     string           `yaml:"libDir"`     // Kerf's libraries; default: ../lib/kerf beside the program
 	SocketMode string           `yaml:"socketMode"` // who may ask for slices on this machine, as file mode of the socket
 	Strict     bool             `yaml:"strict"`     // refuse driver calls that may allocate and are not known
-	Leases     *bool            `yaml:"leases"`     // share GPU time by cores and class
+	Leases     *bool            `yaml:"leases"`     // share GPU time by cores and class; on where a card is over-committed
 	HoldGates  bool             `yaml:"holdGates"`  // while kerfd is away, who was not to run does not; else everybody does
 	LogLevel   string           `yaml:"logLevel"`   // debug, info, warn or error
 	Cards      []CardConfig     `yaml:"cards"`      // how cards are divided; one that none of these matches is in mode vgpu
+	Swap       SwapConfig       `yaml:"swap"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
+}
+
+// SwapConfig is for cards in mode overcommit.
+type SwapConfig struct {
+	HostMemory node.Bytes `yaml:"hostMemory"` // of this machine, for what does not fit the cards; default: half of it
 }
 
 // KubernetesConfig is for nodes of a cluster. Directories are the host's, and must have the same path in kerfd's container.
@@ -97,7 +104,7 @@ func (c Config) complete() (Config, error) {
 	c.LibDir = cmp.Or(c.LibDir, defaultLibDir())
 	c.SocketMode = cmp.Or(c.SocketMode, "0666")
 	c.LogLevel = cmp.Or(c.LogLevel, "info")
-	lease := false
+	lease := c.overcommits()
 	c.Leases = cmp.Or(c.Leases, &lease)
 	if c.StateDir == "" {
 		c.StateDir = filepath.Join(c.RunDir, "state")
@@ -127,6 +134,9 @@ func (c Config) complete() (Config, error) {
 			return c, err
 		}
 	}
+	if c.overcommits() && !*c.Leases {
+		return c, errors.New("config: leases: false with a card in mode overcommit: memory is moved between two leases, so without them it never would be; leave leases out, or change the card's mode")
+	}
 	if err := c.Kubernetes.validate(); err != nil {
 		return c, err
 	}
@@ -140,6 +150,10 @@ func (c Config) complete() (Config, error) {
 		return c, errors.New("config: simulate.zeroCost without simulate.profile: real hardware cannot be free; name a profile")
 	}
 	return c, nil
+}
+
+func (c Config) overcommits() bool {
+	return slices.ContainsFunc(c.Cards, func(card CardConfig) bool { return card.Mode == share.ModeOvercommit })
 }
 
 func (k KubernetesConfig) complete() KubernetesConfig {

@@ -162,6 +162,9 @@ func (e WorkEnded) apply(s *step) error {
 		return err
 	}
 	wasBusy := t.busy()
+	if p.working {
+		t.calm = s.clock + minStay
+	}
 	p.working = false
 	s.rested(t, wasBusy)
 	return nil

@@ -188,7 +188,13 @@ func (s *step) mayEvict(w, v *tenancy) bool {
 	if v.stuck || v.arriving || v.phase == straggling || (v.holds() && !s.yields(v, w)) {
 		return false
 	}
-	return !v.busy() || w.rank() < v.rank() || (v.stay <= s.clock && before(w, v))
+	switch {
+	case !v.busy() && v.calm <= s.clock, w.rank() < v.rank():
+		return true
+	case w.stay > s.clock && !v.complete() && v.rank() >= w.rank():
+		return true // v can do nothing before w's stay ends, whatever it is owed; so w may have what it lacks
+	}
+	return v.stay <= s.clock && before(w, v)
 }
 
 // evictable is what may leave a GPU: not what is leaving already, and nothing of a process that could not move it a moment ago.
@@ -261,6 +267,7 @@ func (s *step) arrived() {
 			t.stay = s.clock + max(stayFactor*(s.clock-t.departed), minStay)
 		}
 		t.asking, t.arriving = false, false
+		t.calm = s.clock + minStay // who loads a model allocates again at once, and would be thrown out between two allocations
 		s.rested(t, wasBusy)
 	}
 }
@@ -276,12 +283,16 @@ func (s *step) dueMemory(t *tenancy, due func(time.Duration)) {
 		}
 		return false
 	})
-	if t.stay <= s.clock {
+	if t.stay <= s.clock && t.calm <= s.clock {
 		return
 	}
 	for i := range s.tenants {
 		if o := &s.tenants[i]; o != t && o.busy() && !o.complete() && o.gpus.overlaps(t.gpus) {
-			due(t.stay)
+			for _, at := range []time.Duration{t.stay, t.calm} {
+				if at > s.clock {
+					due(at)
+				}
+			}
 		}
 	}
 }

@@ -38,7 +38,7 @@ type guest struct {
 	LeaseTenant
 	pids    []int
 	holds   map[[2]int]*holding // by process and GPU
-	next    int              // whose turn it is
+	next    int                 // whose turn it is
 	kernel  func(*rand.Rand) time.Duration
 	working bool
 	frozen  bool // answers nothing

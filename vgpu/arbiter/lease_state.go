@@ -52,6 +52,7 @@ type tenancy struct {
 	departed time.Duration // when arriving began
 	stay     time.Duration // until when its memory is left alone
 	used     time.Duration // when it last had work on its GPUs
+	calm     time.Duration // until when it counts as busy to those who want its room, since it was a moment ago
 }
 
 // process is one process of a tenant.

@@ -12,6 +12,15 @@
 
 #include "session.h"
 
+/* What kerfd ordered of one device's memory, and what it was told of it. The keeper's alone, but for asking and refused. */
+struct orders {
+	uint64_t out, in;      /* bytes still to be moved */
+	uint64_t given, done;  /* the number of the last order: had, carried out */
+	uint32_t asking;       /* threads that wait for memory */
+	uint32_t refused;      /* count of KERF_LEASE_REFUSED */
+	struct kerf_lease told; /* under keeper.tell */
+};
+
 /* A share's leases, as this process sees them. */
 struct keeper {
 	struct share *share;
@@ -23,6 +32,10 @@ struct keeper {
 	uint32_t told;         /* kerfd knows of work */
 	uint64_t submitted;    /* count, while the gate is shared */
 	struct lock tell;      /* guards told and fd against each other */
+	uint32_t lost;         /* there is no connection, and a try to have one has failed */
+	uint32_t news;         /* a futex word: it changes when who waits for memory should look again */
+	uint32_t unsaid;       /* a report of memory that the socket had no room for */
+	struct orders orders[KERF_MAX_DEVICES];
 };
 
 /* What a submission that passed a shared gate leaves behind when it is done. */
@@ -39,6 +52,16 @@ void kerf_keeper_context(struct device *d);           /* a context was made: wor
 void kerf_keeper_began(struct keeper *k);
 bool kerf_gate_lets(const struct keeper *k, uint32_t word); /* may work be submitted, by this word? */
 uint64_t kerf_now(void);                              /* CLOCK_MONOTONIC, ns */
+
+/* --- memory that kerfd moves: swap_lease.c. On the keeper's thread --------------------------------------------- */
+
+void kerf_orders_start(const struct share *s);        /* at attach */
+void kerf_orders_heard(struct keeper *k, const struct kerf_lease *m, int fd); /* fd: came with it, or -1; stays the caller's */
+bool kerf_orders_wait(const struct keeper *k);        /* for the work to end: something is to be moved out */
+bool kerf_orders_open(const struct keeper *k);        /* something is to be done */
+void kerf_orders_carry_out(struct keeper *k);
+void kerf_orders_report(struct keeper *k, bool anew); /* anew: kerfd may know nothing */
+void kerf_orders_news(struct keeper *k);
 
 /* --- lanes ------------------------------------------------------------------------------------------------ */
 
