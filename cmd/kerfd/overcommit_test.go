@@ -36,7 +36,7 @@ type trainer struct {
 func (d *daemon) trains(memory node.Bytes, args ...string) *trainer {
 	d.t.Helper()
 	run := []string{"--socket", control.Socket(d.dir), "run", "--memory", (memory * 5 / 4 / node.MiB * node.MiB).Exact(), "--gpu", "0", "--cores", "30", "--",
-		filepath.Join(build, "libexec/kerf/train"), "--memory", memory.Exact(), "--touch", "64Mi", "--step", "1000"}
+		filepath.Join(build, "libexec/kerf/train"), "--memory", memory.Exact(), "--touch", "64Mi", "--step", "1000", "--seconds", "0"}
 	p := &trainer{Cmd: exec.Command(filepath.Join(build, "bin/kerf"), append(run, args...)...)}
 	p.Stdout, p.Stderr = &p.out, &p.out
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -78,10 +78,17 @@ func (d *daemon) swaps() (all []arbiter.SwapState) {
 	return all
 }
 
-// bothMoved waits until so many tenants have each had memory moved since the call.
+// allMoved waits until so many tenants have each had memory moved since the call.
 func (d *daemon) allMoved(what string, count int) {
 	d.t.Helper()
 	before := d.swaps()
+	d.t.Cleanup(func() {
+		if d.t.Failed() {
+			for _, s := range d.state().Shares {
+				d.t.Logf("%s: %+v, %+v", s.ID, s.Devices[0].Swap, s.Lease)
+			}
+		}
+	})
 	d.eventually(what, func() bool {
 		now := d.swaps()
 		if len(now) != count || len(before) != count {
@@ -148,7 +155,7 @@ func (d *daemon) allGoOn2(what string, p *trainer) {
 // TestOvercommitCrash kills a tenant while memory moves, and kerfd: nobody else notices, and no byte of the others is wrong.
 func TestOvercommitCrash(t *testing.T) {
 	d := overcommitted(t)
-	stays, other := d.trains(1100*node.MiB), d.trains(900*node.MiB)
+	stays, other := d.trains(1100*node.MiB), d.trains(1000*node.MiB)
 	d.allMoved("both are moved", 2)
 	for i := range soak(3, 60) {
 		switch i % 3 {
@@ -156,7 +163,7 @@ func TestOvercommitCrash(t *testing.T) {
 			other.killed()
 			d.eventually("the dead one's share ends", func() bool { return len(d.state().Shares) == 1 })
 			d.allGoOn("who is left goes on", 1)
-			other = d.trains(900 * node.MiB)
+			other = d.trains(1000 * node.MiB)
 		case 2:
 			d.kill()
 			d.start()

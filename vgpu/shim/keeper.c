@@ -197,14 +197,14 @@ static void look(struct watch *w)
 static bool turn(struct watch *w)
 {
 	struct pollfd p = { .fd = w->k->fd, .events = POLLIN };
-	bool waits = w->draining || kerf_orders_wait(w->k), unsaid = load_relaxed(&w->k->unsaid);
+	bool waits = w->draining || kerf_orders_open(w->k) || load_relaxed(&w->k->unsaid);
 	struct timespec t = { 0, waits ? DRAIN_POLL_NS : WATCH_POLL_NS };
 	bool looks = w->on || (load_relaxed(&w->k->told) && !load_relaxed(&w->k->waiting)); /* a thread may be on its way to the gate */
-	int n = ppoll(&p, 1, waits || looks || unsaid ? &t : NULL, NULL);
+	int n = ppoll(&p, 1, waits || looks ? &t : NULL, NULL);
 
 	if (n > 0 && !listen_to(w))
 		return false;
-	if (unsaid)
+	if (load_relaxed(&w->k->unsaid))
 		kerf_orders_report(w->k, false);
 	if (kerf_orders_open(w->k) && !w->draining && (!kerf_orders_wait(w->k) || (quiet(w->k) && kerf_lanes_idle(w->k, true))))
 		kerf_orders_carry_out(w->k);
