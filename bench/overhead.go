@@ -109,7 +109,11 @@ func runOverhead(ctx context.Context, on *rig.Rig, options Options) ([]Result, s
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", metric.name, err)
 		}
-		results = append(results, metric.result(got))
+		result, err := metric.row().of(got.sliced.calls, got.native.calls)
+		if err != nil {
+			return nil, "", err
+		}
+		results = append(results, result)
 	}
 	return results, card, nil
 }
@@ -179,26 +183,31 @@ func measureInit(ctx context.Context, on *rig.Rig, metric initMetric, how plan) 
 	return got, nil
 }
 
-func (m overheadMetric) result(got *sides) Result {
-	result := Result{
-		ID: m.id, Name: m.name, Unit: "ns", Basis: m.basis,
-		// Medians from batches: a clock read costs as much as a launch. Tails from single calls, less
-		// the clock's own time: a batch would hide them.
-		Value: Median(got.sliced.batches), Baseline: Median(got.native.batches),
-		P99: Percentile(got.sliced.calls, 99), BaselineP99: Percentile(got.native.calls, 99),
-		N: len(got.sliced.calls),
+func overheadRows() (rows []Row) {
+	for _, metric := range overheadMetrics {
+		rows = append(rows, metric.row())
 	}
-	result.Target, result.TargetP99 = optional(m.target), optional(m.p99)
+	for _, metric := range initMetrics {
+		rows = append(rows, metric.row())
+	}
+	return rows
+}
+
+func (m overheadMetric) row() Row {
+	return Row{m.id, m.name, "ns", m.basis, optional(m.target), optional(m.p99)}
+}
+
+func (m overheadMetric) result(got *sides) Result {
+	// Medians from batches: a clock read costs as much as a launch. Tails from single calls, less
+	// the clock's own time: a batch would hide them.
+	result := m.row().result(Median(got.sliced.batches), Percentile(got.sliced.calls, 99), len(got.sliced.calls))
+	result.Baseline, result.BaselineP99 = Median(got.native.batches), Percentile(got.native.calls, 99)
+	result.Spread, result.BaselineSpread = spread(got.sliced.batches), spread(got.native.batches)
 	return result
 }
 
-func (m initMetric) result(got *sides) Result {
-	return Result{
-		ID: m.id, Name: m.name, Unit: "ns", Basis: Added, Target: optional(m.target),
-		Value: Median(got.sliced.calls), Baseline: Median(got.native.calls),
-		P99: Percentile(got.sliced.calls, 99), BaselineP99: Percentile(got.native.calls, 99),
-		N: len(got.sliced.calls),
-	}
+func (m initMetric) row() Row {
+	return Row{m.id, m.name, "ns", Added, optional(m.target), nil}
 }
 
 func optional(target float64) *float64 {

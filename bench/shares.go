@@ -76,7 +76,11 @@ func runShares(ctx context.Context, on *rig.Rig, options Options) ([]Result, str
 			return nil, "", fmt.Errorf("%s: %w", c.name, err)
 		}
 		options.progress("shares: %s: in percent, got %.1f of %v", c.name, hundredfold(seen.parts(0, len(seen)-1)), c.cores)
-		results = append(results, seen.results(i, c)...)
+		more, err := seen.results(i, c)
+		if err != nil {
+			return nil, "", fmt.Errorf("%s: %w", c.name, err)
+		}
+		results = append(results, more...)
 	}
 	options.progress("shares: one alone, native and sliced; two against one")
 	more, err := bench.throughput(ctx)
@@ -250,21 +254,59 @@ func (c sharesCase) jain(parts []float64) float64 {
 	return sum * sum / (float64(len(parts)) * squares)
 }
 
-func (r readings) results(i int, c sharesCase) []Result {
-	percent := func(id int, name string, target float64, values []float64) Result {
-		return Result{ID: fmt.Sprintf("KF-%d", id+i), Name: c.name + ": " + name, Unit: "%", Basis: Absolute, Value: Percentile(values, 95),
-			P99: Percentile(values, 99), Target: &target, N: len(values)}
+func (c sharesCase) rows(i int) (second, all, jain Row) {
+	row := func(id int, name string, target float64) Row {
+		return Row{fmt.Sprintf("KF-%d", id+i), c.name + ": " + name, "%", Absolute, &target, nil}
 	}
-	var second []float64
+	return row(100, "share error over 1 s, p95", 3), row(120, "share error over all", 1), row(140, "unfairness (1 - Jain), over all", 1)
+}
+
+func (r readings) results(i int, c sharesCase) ([]Result, error) {
+	var errors []float64
 	for _, parts := range r.over(time.Second) {
-		second = append(second, c.shareError(parts))
+		errors = append(errors, c.shareError(parts))
 	}
-	all := r.parts(0, len(r)-1)
-	return []Result{
-		percent(100, "share error over 1 s, p95", 3, second),
-		percent(120, "share error over all", 1, []float64{c.shareError(all)}),
-		percent(140, "unfairness (1 - Jain), over all", 1, []float64{100 * (1 - c.jain(all))}),
+	if len(errors) == 0 {
+		return nil, fmt.Errorf("the engine worked for less than a second in the %s that were watched", r[len(r)-1].at.Sub(r[0].at))
 	}
+	parts := r.parts(0, len(r)-1)
+	over, unfair := c.shareError(parts), 100*(1-c.jain(parts))
+	second, all, jain := c.rows(i)
+	results := []Result{
+		second.result(Percentile(errors, 95), Percentile(errors, 99), len(errors)),
+		all.result(over, over, 1),
+		jain.result(unfair, unfair, 1),
+	}
+	results[0].Spread, results[1].Shares = spread(errors), c.shares(parts)
+	return results, nil
+}
+
+// shares are what each tenant had and was due.
+func (c sharesCase) shares(parts []float64) (shares []Share) {
+	sum := 0
+	for _, cores := range c.cores {
+		sum += cores
+	}
+	for i, part := range parts {
+		due := 100 * float64(c.cores[i]) / float64(sum)
+		shares = append(shares, Share{fmt.Sprintf("%d: %s", i+1, c.loads[i%len(c.loads)].name), due, 100 * part})
+	}
+	return shares
+}
+
+var (
+	lonelyRow   = Row{"KF-160", "one alone: throughput lost against native", "%", Absolute, bound(0.5), nil}
+	togetherRow = Row{"KF-161", "two: throughput lost against one alone", "%", Absolute, bound(3), nil}
+	reactionRow = Row{"KF-170", "guaranteed over best effort (kernels of 1 ms): a request of 100 µs", "ns", Added, nil,
+		bound((5 + 1) * millisecond)} // and the kernel that runs
+)
+
+func sharesRows() (rows []Row) {
+	for i, c := range sharesCases {
+		second, all, jain := c.rows(i)
+		rows = append(rows, second, all, jain)
+	}
+	return append(rows, lonelyRow, togetherRow, reactionRow)
 }
 
 // throughput compares the engine's work in a second: of a program on the driver itself, of the same in a slice, and of two in
@@ -285,14 +327,7 @@ func (b sharesBench) throughput(ctx context.Context) ([]Result, error) {
 		lone = append(lone, 100*(1-rates[1]/rates[0]))
 		two = append(two, 100*(1-rates[2]/rates[1]))
 	}
-	return []Result{
-		lost("KF-160", "one alone: throughput lost against native", 0.5, lone),
-		lost("KF-161", "two: throughput lost against one alone", 3, two),
-	}, nil
-}
-
-func lost(id, name string, target float64, values []float64) Result {
-	return Result{ID: id, Name: name, Unit: "%", Basis: Absolute, Value: Median(values), P99: Percentile(values, 99), Target: &target, N: len(values)}
+	return resultsOf([]taken{{lonelyRow, lone, nil}, {togetherRow, two, nil}})
 }
 
 // reaction is how long a request of a guaranteed tenant takes while a best-effort one is busy, as against alone.
@@ -310,9 +345,14 @@ func (b sharesBench) reaction(ctx context.Context) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	target := 5e6 + 1e6 // and the kernel that runs
-	return []Result{{ID: "KF-170", Name: "guaranteed over best effort (kernels of 1 ms): a request of 100 µs", Unit: "ns", Basis: Added,
-		Value: beside.P50 * 1e3, P99: beside.P99 * 1e3, Baseline: alone.P50 * 1e3, BaselineP99: alone.P99 * 1e3, TargetP99: &target, N: int(beside.Requests)}}, nil
+	return []Result{served(reactionRow, beside, alone)}, nil
+}
+
+// served is the latencies that a serving tenant reported, against those of the same tenant undisturbed.
+func served(row Row, got, baseline rig.Event) Result {
+	result := row.result(got.P50*1e3, got.P99*1e3, int(got.Requests))
+	result.Baseline, result.BaselineP99 = baseline.P50*1e3, baseline.P99*1e3
+	return result
 }
 
 func (b sharesBench) serve(ctx context.Context) (rig.Event, error) {
