@@ -47,6 +47,18 @@ var Scenarios = []Scenario{
 		Rows: sharesRows(), with: rig.Options{Leases: true}, run: runShares,
 	},
 	{
+		Name: "memory", About: "where each class of allocation is refused, to the byte; how long a refusal takes",
+		Rows: memoryRows(), with: rig.Options{Leases: true}, run: runMemory,
+	},
+	{
+		Name: "neighbour", About: "a victim's latency and GPU time, alone and beside a memory hog, a launch flood, a churn of allocations",
+		Rows: neighbourRows(), with: rig.Options{Leases: true}, run: runNeighbour,
+	},
+	{
+		Name: "priority", About: "how long a class waits for the GPU while one below it is busy",
+		Rows: priorityRows(), with: rig.Options{Leases: true}, run: runPriority,
+	},
+	{
 		Name: "kubernetes", About: "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver",
 		Rows: kubernetesRows(), visit: runKubernetes,
 	},

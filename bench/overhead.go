@@ -27,6 +27,7 @@ var overheadMetrics = []overheadMetric{
 	{id: "OH-002", name: "cuMemAlloc, 2 MiB", probe: "alloc", batch: 64, batches: 4, basis: Added},
 	{id: "OH-003", name: "cuMemFree, 2 MiB", probe: "free", batch: 64, batches: 4, basis: Added},
 	{id: "OH-007", name: "alloc + free, 2 MiB", probe: "alloc-free", batch: 64, batches: 4, basis: Added, target: 400},
+	{id: "KF-003", name: "alloc + free of a pool's, 2 MiB", probe: "async", batch: 64, batches: 4, basis: Added},
 	{id: "KF-002", name: "cuMemGetInfo", probe: "mem-info", batch: 256, batches: 8, basis: Absolute, target: 100},
 	{id: "OH-005", name: "cuGetProcAddress", probe: "resolve", batch: 64, batches: 4, basis: Added},
 	{id: "OH-004", name: "context create + destroy", probe: "context", batch: 1, batches: 2, basis: Added},
@@ -95,7 +96,7 @@ func runOverhead(ctx context.Context, on *rig.Rig, options Options) ([]Result, s
 	for pair := range how.pairs {
 		options.progress("calls: process pair %d of %d", pair+1, how.pairs)
 		var err error
-		if card, err = measurePair(ctx, on, how, both); err != nil {
+		if card, err = measurePair(ctx, on, how, overheadMetrics, both); err != nil {
 			return nil, "", err
 		}
 	}
@@ -126,7 +127,7 @@ func (o Options) progress(format string, args ...any) {
 
 // measurePair starts one native and one sliced probe, both pinned to the same CPU, and has them measure each
 // metric in turn. Only the one that measures runs; who goes first alternates too.
-func measurePair(ctx context.Context, on *rig.Rig, how plan, both map[string]*sides) (card string, err error) {
+func measurePair(ctx context.Context, on *rig.Rig, how plan, metrics []overheadMetric, both map[string]*sides) (card string, err error) {
 	native, err := startProbe(on.Native(ctx, on.Tenant(probeProgram), "serve"))
 	if err != nil {
 		return "", fmt.Errorf("native probe: %w", err)
@@ -138,7 +139,7 @@ func measurePair(ctx context.Context, on *rig.Rig, how plan, both map[string]*si
 	}
 	defer sliced.stop(&err)
 
-	for _, metric := range overheadMetrics {
+	for _, metric := range metrics {
 		got := both[metric.probe]
 		if got == nil {
 			got = &sides{}
