@@ -59,6 +59,14 @@ var Scenarios = []Scenario{
 		Rows: priorityRows(), with: rig.Options{Leases: true}, run: runPriority,
 	},
 	{
+		Name: "crash", About: "SIGKILL of who has the GPU, and of kerfd: how long the others stand still; when memory is back; whose bytes are wrong",
+		Rows: crashRows(), with: rig.Options{Leases: true}, run: runCrash,
+	},
+	{
+		Name: "switch", About: "one model after another on a card with room for one: from the kill to the next's first kernels",
+		Rows: switchRows(), with: rig.Options{Leases: true}, run: runSwitch,
+	},
+	{
 		Name: "kubernetes", About: "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver",
 		Rows: kubernetesRows(), visit: runKubernetes,
 	},

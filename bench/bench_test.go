@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -183,7 +184,7 @@ func TestAppendTimes(t *testing.T) {
 
 func TestUnknownScenario(t *testing.T) {
 	_, err := Run(t.Context(), []string{"overhed"}, Options{})
-	want := "no scenario 'overhed': there is overhead, shares, memory, neighbour, priority, kubernetes, kubernetes-scale"
+	want := "no scenario 'overhed': there is overhead, shares, memory, neighbour, priority, crash, switch, kubernetes, kubernetes-scale"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
@@ -231,5 +232,17 @@ func TestTakeRefusesUnknownRow(t *testing.T) {
 	err := report.take(Scenario{Name: "some", Rows: []Row{{ID: "KF-001"}}}, measured{results: []Result{{ID: "KF-002", Name: "other"}}})
 	if err == nil {
 		t.Error("KF-002 was taken")
+	}
+}
+
+func TestGap(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	log := readings{{at(0), []float64{5, 1}}, {at(4), []float64{5, 1}}, {at(5), []float64{6, 1}}, {at(8), []float64{6, 1}}, {at(9), []float64{6, 2}}}
+	if got := log.gap(); got != 5*time.Millisecond {
+		t.Errorf("gap %s, want the 5 ms before the first work", got)
+	}
+	log = append(log, reading{at(20), []float64{6, 2}})
+	if got := log.gap(); got != 11*time.Millisecond {
+		t.Errorf("gap %s, want the 11 ms at the end, which nothing ended", got)
 	}
 }
