@@ -19,6 +19,12 @@ import (
 	"github.com/kerf-gpu/kerf/bench/rig"
 )
 
+// ListSchema names the format of `kerf bench list --json`, VirtSchema that with --virt-bench.
+const (
+	ListSchema = "kerf.bench.list/v1"
+	VirtSchema = "kerf.bench.virt/v1"
+)
+
 // Scenario is a set of metrics that are measured together.
 type Scenario struct {
 	Name  string

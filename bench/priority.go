@@ -33,11 +33,15 @@ func (c priorityCase) row(i int) Row {
 	return Row{fmt.Sprintf("KF-%d", 600+i), c.name + ": a request of 100 µs", "ns", Added, nil, bound(5*millisecond + c.longest)}
 }
 
+// setRow is how soon a change is felt: the other tenant is busy, and the first stood still below it.
+var setRow = Row{"KF-610", "kerf set --class guaranteed: until a best-effort tenant has the GPU; baseline: the command itself", "ns", Absolute,
+	bound(100 * millisecond), nil}
+
 func priorityRows() (rows []Row) {
 	for i, c := range priorityCases {
 		rows = append(rows, c.row(i))
 	}
-	return rows
+	return append(rows, setRow)
 }
 
 // runPriority measures how long a class waits for the GPU while one below it is busy.
@@ -62,5 +66,74 @@ func runPriority(ctx context.Context, on *rig.Rig, options Options) ([]Result, s
 		}
 		results = append(results, result)
 	}
-	return results, bed.card(), nil
+	options.progress("priority: kerf set")
+	changes := 20
+	if options.Quick {
+		changes = 2
+	}
+	change, err := bed.changes(ctx, changes)
+	return append(results, change), bed.card(), err
+}
+
+// changes raises a tenant's class over and over.
+func (b *bed) changes(ctx context.Context, times int) (Result, error) {
+	third := rig.Slice{Memory: "2Gi", Cores: 30, GPU: "0"}
+	load := load{"", []string{"--kernel", "1000"}}
+	here, err := b.start(ctx, busy(third, load), busy(third, load))
+	if err != nil {
+		return Result{}, err
+	}
+	defer here.end()
+	top, err := b.on.Top(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	share, there := top.ShareOf(here[0].pid)
+	if !there {
+		return Result{}, fmt.Errorf("kerf top names no share of process %d", here[0].pid)
+	}
+	one := taken{row: setRow}
+	for range times {
+		if err := b.on.Set(ctx, share.ID, "--class", "besteffort"); err != nil {
+			return Result{}, err
+		}
+		if err := b.awaitStill(ctx, here[0].pid); err != nil {
+			return Result{}, err
+		}
+		took, command, err := b.raise(ctx, share.ID, here[0].pid)
+		if err != nil {
+			return Result{}, err
+		}
+		one.got, one.baseline = append(one.got, took), append(one.baseline, command)
+	}
+	return one.row.of(one.got, one.baseline)
+}
+
+// raise makes a share guaranteed: in ns, until its process has the GPU, and until the command has ended, which may be later.
+func (b *bed) raise(ctx context.Context, share string, pid int) (took, command float64, err error) {
+	began := time.Now()
+	ended := make(chan error, 1)
+	go func() {
+		err := b.on.Set(ctx, share, "--class", "guaranteed")
+		command = float64(time.Since(began))
+		ended <- err
+	}()
+	err = b.awaitTurn(ctx, pid)
+	took = float64(time.Since(began))
+	if failed := <-ended; failed != nil {
+		err = failed
+	}
+	return took, command, err
+}
+
+// awaitStill returns when the engine has done nothing for the process for a while.
+func (b *bed) awaitStill(ctx context.Context, pid int) error {
+	const still, patience = 60 * time.Millisecond, 20 * time.Second
+	for began := time.Now(); time.Since(began) < patience; {
+		log, err := b.watch(ctx, []int{pid}, 5*time.Millisecond, still)
+		if err != nil || log.work(0, len(log)-1) == 0 {
+			return err
+		}
+	}
+	return fmt.Errorf("a best-effort tenant still had the GPU after %s beside one that is guaranteed and busy", patience)
 }

@@ -34,6 +34,9 @@ func (r Row) result(value, p99 float64, n int) Result {
 	return Result{ID: r.ID, Name: r.Name, Unit: r.Unit, Basis: r.Basis, Target: r.Target, TargetP99: r.TargetP99, Value: value, P99: p99, N: n}
 }
 
+// Targets is what is promised of the row, in words.
+func (r Row) Targets() string { return r.result(0, 0, 0).targets() }
+
 // SpreadAt are the percentiles of a result's spread.
 var SpreadAt = []float64{0, 25, 50, 75, 95, 100}
 
