@@ -23,11 +23,19 @@ type mpsNode struct {
 	control     *exec.Cmd
 }
 
-func newMPSNode(t *testing.T) *mpsNode {
+func TestMPS(t *testing.T) {
 	built := build(t, "gcc", "")
-	for _, tenant := range []string{"spin", "train"} {
-		run(t, "make", "-s", "-C", repo, built+"/libexec/kerf/"+tenant, "B="+built)
+	run(t, "make", "-s", "-C", repo, built+"/libexec/kerf/spin", built+"/libexec/kerf/train", "B="+built)
+	for name, test := range map[string]func(*testing.T, *mpsNode){
+		"overlap": overlap, "contended": contended, "memory": memoryLimit,
+		"death of the server": func(t *testing.T, m *mpsNode) { death(t, m, "server") },
+		"death of the daemon": func(t *testing.T, m *mpsNode) { death(t, m, "daemon") },
+	} {
+		t.Run(name, func(t *testing.T) { test(t, newMPSNode(t, built)) })
 	}
+}
+
+func newMPSNode(t *testing.T, built string) *mpsNode {
 	m := &mpsNode{t: t, built: built, root: simulate(t, built)}
 	pipe := t.TempDir()
 	m.env = append(os.Environ(), "LD_LIBRARY_PATH="+filepath.Join(m.root, "usr/lib", triplet()), "CUDA_VISIBLE_DEVICES=0",
@@ -121,8 +129,7 @@ func rates(runs []sim.Run, pid int) (mean float64) {
 }
 
 // Kernels of two clients of one server run at once, each at its own rate; those of two programs without one take turns.
-func TestMPSOverlap(t *testing.T) {
-	m := newMPSNode(t)
+func overlap(t *testing.T, m *mpsNode) {
 	a, b := m.busy(), m.busy()
 	runs := m.watch(a, b)
 	if both := sim.Overlap(runs, a.Process.Pid, b.Process.Pid); both != 0 {
@@ -151,8 +158,7 @@ func TestMPSOverlap(t *testing.T) {
 }
 
 // Programs that want more than one engine share it, and a program of no server has its turns beside them.
-func TestMPSContended(t *testing.T) {
-	m := newMPSNode(t)
+func contended(t *testing.T, m *mpsNode) {
 	m.startControl()
 	a, b := m.busy(), m.busy()
 	other := m.busy("CUDA_MPS_PIPE_DIRECTORY=/nowhere")
@@ -172,8 +178,7 @@ func TestMPSContended(t *testing.T) {
 }
 
 // The server's limit of memory holds, whatever the program says.
-func TestMPSMemoryLimit(t *testing.T) {
-	m := newMPSNode(t)
+func memoryLimit(t *testing.T, m *mpsNode) {
 	m.startControl()
 	m.ask("set_default_device_pinned_mem_limit 0 2048M")
 	for memory, fits := range map[string]bool{"1Gi": true, "2Gi": false} { // beside a context
@@ -187,29 +192,24 @@ func TestMPSMemoryLimit(t *testing.T) {
 }
 
 // With the server go the contexts of its clients; the next client finds a new one. Without the daemon programs run as ever.
-func TestMPSDeath(t *testing.T) {
-	for _, victim := range []string{"server", "daemon"} {
-		t.Run(victim, func(t *testing.T) {
-			m := newMPSNode(t)
-			m.startControl()
-			client := m.busy()
-			var pid int
-			if _, err := fmt.Sscan(m.ask("get_server_list"), &pid); err != nil {
-				t.Fatal(err)
-			}
-			if victim == "daemon" {
-				pid = m.control.Process.Pid
-			}
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			if err := client.Wait(); err == nil {
-				t.Error("the client ended well")
-			}
-			if err := m.try("get_server_list"); (err == nil) != (victim == "server") {
-				t.Errorf("the daemon is killed: %v, and says %v", victim == "daemon", err)
-			}
-			m.busy()
-		})
+func death(t *testing.T, m *mpsNode, victim string) {
+	m.startControl()
+	client := m.busy()
+	var pid int
+	if _, err := fmt.Sscan(m.ask("get_server_list"), &pid); err != nil {
+		t.Fatal(err)
 	}
+	if victim == "daemon" {
+		pid = m.control.Process.Pid
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Wait(); err == nil {
+		t.Error("the client ended well")
+	}
+	if err := m.try("get_server_list"); (err == nil) != (victim == "server") {
+		t.Errorf("after the death of the %s it says %v", victim, err)
+	}
+	m.busy()
 }
