@@ -241,10 +241,10 @@ uint64_t engine_compute(struct simdev *d, uint64_t earliest, uint64_t cost)
 		e->cursor = max64(e->cursor, end);
 		e->busy_ns += done;
 		__atomic_fetch_add(&d->use->busy_compute_ns, done, __ATOMIC_RELAXED);
-		note_run(d, start, end, speed);
 		if (e->owner == g.slot + 1 && e->cursor >= e->slice_end)
 			hand_to(d, next_wanting(d, g.slot));
 		unlock_shared(&e->lock);
+		note_run(d, start, end, speed);
 	} while (cost && !(faults(d) & SIM_FAULT_LOST) && !mps_lost(d));
 	return end;
 }
