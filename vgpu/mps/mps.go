@@ -149,7 +149,7 @@ func (s *Supervisor) retrySoon(gpu node.UUID) {
 }
 
 // Ensure has a daemon serve the card with these limits, and answers with its pipe directory. It is convergent. After an error there
-// may be no daemon; Keep or the next Ensure decides what becomes of the card.
+// may be no daemon; the next Ensure or Drop decides what becomes of the card.
 func (s *Supervisor) Ensure(ctx context.Context, gpu node.UUID, limits Limits) (pipe string, err error) {
 	c, err := s.card(gpu)
 	if err != nil {
@@ -190,22 +190,22 @@ func (s *Supervisor) card(gpu node.UUID) (*card, error) {
 	return c, nil
 }
 
-// Keep stops the daemons of all cards that are not wanted any more, and sets the limits of the others to what is wanted now.
-func (s *Supervisor) Keep(ctx context.Context, want map[node.UUID]Limits) error {
+// Cards are those that have a daemon, or are to have one.
+func (s *Supervisor) Cards() []node.UUID {
 	s.mu.Lock()
-	cards := slices.Collect(maps.Values(s.cards))
+	defer s.mu.Unlock()
+	return sorted(s.cards)
+}
+
+// Drop stops the daemon of a card that has no share of the tier any more; it is no error that it has none.
+func (s *Supervisor) Drop(gpu node.UUID) error {
+	s.mu.Lock()
+	c := s.cards[gpu]
 	s.mu.Unlock()
-	var errs []error
-	for _, c := range cards {
-		limits, wanted := want[c.gpu]
-		if wanted {
-			_, err := s.Ensure(ctx, c.gpu, limits)
-			errs = append(errs, err)
-			continue
-		}
-		errs = append(errs, s.drop(c))
+	if c == nil {
+		return nil
 	}
-	return errors.Join(errs...)
+	return s.drop(c)
 }
 
 func (s *Supervisor) drop(c *card) error {
@@ -308,6 +308,6 @@ func (s *Supervisor) Pipe(gpu node.UUID) string {
 	return ""
 }
 
-func sorted(want map[node.UUID]Limits) []node.UUID {
-	return slices.SortedFunc(maps.Keys(want), func(a, b node.UUID) int { return strings.Compare(a.String(), b.String()) })
+func sorted[T any](cards map[node.UUID]T) []node.UUID {
+	return slices.SortedFunc(maps.Keys(cards), func(a, b node.UUID) int { return strings.Compare(a.String(), b.String()) })
 }

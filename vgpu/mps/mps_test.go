@@ -111,7 +111,7 @@ func (r *rig) ensure(s *Supervisor, limits Limits) (pipe string, pid int) {
 
 func (r *rig) end(s *Supervisor) {
 	r.t.Helper()
-	if err := s.Keep(r.t.Context(), nil); err != nil {
+	if err := s.Drop(card0); err != nil {
 		r.t.Fatal(err)
 	}
 	if _, err := os.Stat(r.dir); !errors.Is(err, os.ErrNotExist) {
@@ -226,7 +226,7 @@ func TestStray(t *testing.T) {
 	if left := r.processes(); len(left) != 1 || left[0].PID != own {
 		t.Errorf("left: %+v, want pid %d alone", left, own)
 	}
-	if err := s.Keep(t.Context(), nil); err != nil {
+	if err := s.Drop(card0); err != nil {
 		t.Fatal(err)
 	}
 }
