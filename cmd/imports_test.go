@@ -34,6 +34,7 @@ var rules = []rule{
 	{"vgpu/ledger", []string{"internal/node", "internal/durable", "vgpu/share"}, nil},
 	{"vgpu/region", []string{"internal/node"}, nil},
 	{"vgpu/arbiter", []string{"internal/node", "internal/durable", "vgpu/region", "vgpu/share"}, []string{"golang.org/x/sys"}},
+	{"vgpu/mps", []string{"internal/node", "internal/durable", "vgpu/arbiter"}, nil},
 	{"vgpu/shim", []string{"internal/cuda"}, nil}, // its generator
 	{"dra-driver", adapter, []string{"k8s.io/", "google.golang.org/grpc", "github.com/prometheus/client_golang", "sigs.k8s.io/"}},
 	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "github.com/fsnotify/fsnotify"}},

@@ -35,6 +35,7 @@ func attributes(c Card, options Options) attributeMap {
 	a.version("cudaDriverVersion", c.CUDAVersion.String())
 	a.text("mode", string(c.mode()))
 	a.number("overcommitPercent", overcommit(c))
+	a.flag("mps", c.mode() == share.ModeVGPU && c.Share.NoMPS == "") // tier mps can be had, unless shares of tier time are there
 	a.flag("simulated", c.Simulated)
 	a.text("backend", options.Backend)
 	a.text(deviceattribute.StandardDeviceAttributePCIeRoot, c.Path.Root)

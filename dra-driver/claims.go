@@ -203,6 +203,9 @@ func (c ShareConfig) apply(r *share.Request, on Card) error {
 		r.Backend = *c.Backend
 	}
 	r.Capped = c.Burst != nil && !*c.Burst
+	if c.Tier != nil && *c.Tier == TierMPS {
+		r.Tier = share.TierMPS
+	}
 	if r.Admin {
 		*r = share.Request{Admin: true, GPU: r.GPU}
 		return nil
@@ -224,8 +227,10 @@ func (c ShareConfig) checkTier(r share.Request, on Card) error {
 		return fmt.Errorf("tier %s: GPU %d is in mode %s; %s", *c.Tier, on.Index, on.mode(), fix)
 	}
 	switch mode := on.mode(); {
-	case *c.Tier == TierMPS:
-		return errors.New("tier mps: this version of Kerf has none; write time, or leave the field out")
+	case *c.Tier == TierMPS && mode != share.ModeVGPU:
+		return refuse("MPS divides cards in mode vgpu: use the DeviceClass gpu-shared")
+	case *c.Tier == TierMPS && on.Share.NoMPS != "":
+		return fmt.Errorf("tier mps: GPU %d: %s", on.Index, on.Share.NoMPS)
 	case *c.Tier == TierMIG && mode != share.ModeMIG:
 		return refuse("use the DeviceClass gpu-mig")
 	case *c.Tier == TierTime && (mode == share.ModeMIG || mode == share.ModeExclusive):

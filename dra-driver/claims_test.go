@@ -131,6 +131,8 @@ func TestAllocations(t *testing.T) {
 		{"every field", []resourceapi.DeviceRequestAllocationResult{result(crowded, "s1", "memory=10Gi")},
 			[]resourceapi.DeviceAllocationConfiguration{opaque("claim", `"memoryLimit":"20Gi","minResident":"1Gi","burst":false,"class":"burstable","tier":"time","backend":"shim"`)},
 			asks("u-s1", share.Request{GPU: card("1"), Memory: 10 * gi, Limit: 20 * gi, MinResident: gi, Capped: true, Class: share.Burstable, Backend: share.BackendShim, Tenants: 1}), ""},
+		{"tier mps", []resourceapi.DeviceRequestAllocationResult{result(vgpu, "s1", "memory=1Gi", "cores=30")}, []resourceapi.DeviceAllocationConfiguration{opaque("claim", `"tier":"mps"`)},
+			asks("u-s1", onVGPU(share.Request{Memory: gi, Cores: 30, Tenants: 1, Tier: share.TierMPS})), ""},
 		{"the claim below the class", []resourceapi.DeviceRequestAllocationResult{result(vgpu, "s1", "memory=1Gi")},
 			[]resourceapi.DeviceAllocationConfiguration{opaque("class", `"class":"burstable","burst":false`), opaque("claim", `"class":"besteffort"`)},
 			asks("u-s1", onVGPU(share.Request{Memory: gi, Class: share.BestEffort, Capped: true, Tenants: 1})), ""},
@@ -181,8 +183,12 @@ func TestAllocations(t *testing.T) {
 			nil, "tier time: GPU 3 is in mode mig; use the DeviceClass gpu-shared"},
 		{"tier mig on a shared card", []resourceapi.DeviceRequestAllocationResult{result(vgpu, "s1", "memory=1Gi")}, []resourceapi.DeviceAllocationConfiguration{opaque("claim", `"tier":"mig"`)},
 			nil, "tier mig: GPU 0 is in mode vgpu; use the DeviceClass gpu-mig"},
-		{"tier mps", []resourceapi.DeviceRequestAllocationResult{result(vgpu, "s1", "memory=1Gi")}, []resourceapi.DeviceAllocationConfiguration{opaque("claim", `"tier":"mps"`)},
-			nil, "tier mps: this version of Kerf has none"},
+		{"tier mps over-committed", []resourceapi.DeviceRequestAllocationResult{result(crowded, "s1", "memory=1Gi")}, []resourceapi.DeviceAllocationConfiguration{opaque("claim", `"tier":"mps"`)},
+			nil, "tier mps: GPU 1 is in mode overcommit; MPS divides cards in mode vgpu: use the DeviceClass gpu-shared"},
+		{"tier mps for a MIG placement", []resourceapi.DeviceRequestAllocationResult{result(migPart, "")}, []resourceapi.DeviceAllocationConfiguration{opaque("claim", `"tier":"mps"`)},
+			nil, "it divides whole cards only"},
+		{"tier mps with a class", []resourceapi.DeviceRequestAllocationResult{result(vgpu, "s1", "memory=1Gi")}, []resourceapi.DeviceAllocationConfiguration{opaque("class", `"class":"burstable"`), opaque("claim", `"tier":"mps"`)},
+			nil, "class burstable with tier mps: nobody waits there"},
 		{"tier whole with others", []resourceapi.DeviceRequestAllocationResult{result(vgpu, "s1", "memory=1Gi")}, []resourceapi.DeviceAllocationConfiguration{opaque("claim", `"tier":"whole"`)},
 			nil, "ask for capacity tenants: 32"},
 		{"tier whole with all memory", []resourceapi.DeviceRequestAllocationResult{result(vgpu, "s1")}, []resourceapi.DeviceAllocationConfiguration{opaque("claim", `"tier":"whole"`)},
@@ -229,5 +235,15 @@ func TestManyResults(t *testing.T) {
 	all, err := allocations(claim, testNode, testCards())
 	if err != nil || len(all) != 32 {
 		t.Errorf("%d, %v", len(all), err)
+	}
+}
+
+// A card without MPS is refused where the claim is read, with the fix.
+func TestTierWithoutMPS(t *testing.T) {
+	card := Card{Share: share.GPU{Mode: share.ModeVGPU, Memory: 80 * node.GiB, NoMPS: "nvidia-cuda-mps-control is not below /; install it, or use tier time"}}
+	tier := TierMPS
+	err := ShareConfig{Tier: &tier}.apply(&share.Request{Memory: node.GiB, Tenants: 1}, card)
+	if want := "tier mps: GPU 0: nvidia-cuda-mps-control is not below /; install it, or use tier time"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
 	}
 }

@@ -42,6 +42,7 @@ type Share struct {
 	Control   []string // device nodes that every tenant has: nvidiactl, nvidia-uvm
 	Simulated bool
 	Admin     bool   // monitoring: nodes and NVML, no share
+	MPS       string // the pipe directory of the card's MPS daemon; "" with another tier
 	Kerfd     string // kerfd's socket for hooks, where the driver is to limit the container itself; "" where the shim alone does
 }
 
@@ -49,7 +50,7 @@ type Share struct {
 func (s *Share) flags() *flag.FlagSet {
 	set := flag.NewFlagSet(Program, flag.ContinueOnError)
 	set.SetOutput(io.Discard)
-	for name, text := range map[string]*string{"share": &s.ID, "pages": &s.Pages, "lib": &s.Lib, "cuda": &s.CUDA, "nvml": &s.NVML, "kerfd": &s.Kerfd} {
+	for name, text := range map[string]*string{"share": &s.ID, "pages": &s.Pages, "lib": &s.Lib, "cuda": &s.CUDA, "nvml": &s.NVML, "mps": &s.MPS, "kerfd": &s.Kerfd} {
 		set.StringVar(text, name, *text, "")
 	}
 	for name, texts := range map[string]*[]string{"gpu": &s.GPUs, "control": &s.Control} {
@@ -146,6 +147,9 @@ func (s Share) Mounts() (mounts []Mount) {
 		pages := Root + "/shares/" + s.ID
 		add(s.Pages, pages)
 		mounts = append(mounts, Mount{Source: filepath.Join(s.Pages, "usage"), Target: pages + "/usage", Writable: true})
+	}
+	if s.MPS != "" { // writable, as NVIDIA's own tools mount it
+		mounts = append(mounts, Mount{Source: s.MPS, Target: Root + "/mps", Writable: true})
 	}
 	if s.Simulated {
 		for _, node := range slices.Concat(s.Control, s.GPUs) {

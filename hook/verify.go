@@ -65,6 +65,8 @@ func verifyKinds(_ *specs.Spec, shares []Share) error {
 		return errors.New("the container has a claim with admin access beside a share: monitoring sees whole GPUs, and a share must not; put them in two containers")
 	case admins == 0 && len(shares) > maxShares:
 		return fmt.Errorf("the container has %d shares, and %d are the most; divide them among containers, or claim larger ones", len(shares), maxShares)
+	case len(shares) > 1 && slices.ContainsFunc(shares, func(s Share) bool { return s.MPS != "" }):
+		return errors.New("the container has a share of tier mps beside another: a program is the client of one MPS server, and sees its GPU alone; put them in two containers, or use tier time")
 	}
 	return nil
 }

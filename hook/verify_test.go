@@ -23,6 +23,12 @@ func realShare(id string, gpus ...string) Share {
 	}
 }
 
+func mpsShare(id string) Share {
+	s := simulatedShare(id)
+	s.MPS = "/run/kerf/mps/0011223344556677/pipe"
+	return s
+}
+
 func adminShare() Share {
 	s := realShare("", "/dev/nvidia0")
 	s.Pages, s.CUDA, s.Admin = "", "", true
@@ -93,6 +99,9 @@ func TestVerify(t *testing.T) {
 		{"privileged monitoring", []Share{adminShare()}, privileged, ""},
 
 		{"monitoring beside a share", []Share{adminShare(), realShare(a, "/dev/nvidia0")}, nil, "put them in two containers"},
+		{"mps", []Share{mpsShare(a)}, nil, ""},
+		{"mps beside a share", []Share{mpsShare(a), simulatedShare(b)}, nil, "a share of tier mps beside another"},
+		{"volume on the pipes", []Share{mpsShare(a)}, mount("/own", "/run/kerf/mps"), "is mounted from /own, not from /run/kerf/mps/0011223344556677/pipe"},
 		{"too many shares", slices.Repeat([]Share{simulatedShare(a)}, 17), nil, "has 17 shares, and 16 are the most"},
 		{"Kata", []Share{simulatedShare(a)}, func(s *specs.Spec) {
 			s.Annotations = map[string]string{"io.katacontainers.pkg.oci.container_type": "x"}

@@ -45,6 +45,7 @@ var checks = []struct {
 	{"driver.module", checkModule},
 	{"driver.nodes", checkNodes},
 	{"driver.limits", checkLimits},
+	{"mps.control", checkMPS},
 	{"gpu.faults", checkFaults},
 	{"shim.file", checkShimFile},
 	{"shim.limit", checkShimLimit},

@@ -64,14 +64,21 @@ func runCommand(o *options) *cobra.Command {
 	cmd.Flags().IntVar(&request.GPUs, "gpus", 0, "how many GPUs (default 1)")
 	cmd.Flags().StringVar(&gpus, "gpu", "", "which GPUs, by index or UUID, separated by commas (default any)")
 	cmd.Flags().StringVar((*string)(&request.Class), "class", string(share.Guaranteed), "guaranteed, burstable or besteffort")
-	_ = cmd.RegisterFlagCompletionFunc("class", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		names := make([]string, len(share.Classes))
-		for i, class := range share.Classes {
-			names[i] = string(class)
+	cmd.Flags().StringVar((*string)(&request.Tier), "tier", string(share.TierTime), "time: one at a time has the GPU; mps: kernels of all run at once, for programs that trust each other")
+	completeWith(cmd, "class", share.Classes)
+	completeWith(cmd, "tier", share.Tiers)
+	return cmd
+}
+
+// completeWith offers the words that a flag takes to the shell.
+func completeWith[T ~string](cmd *cobra.Command, flag string, words []T) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		names := make([]string, len(words))
+		for i, word := range words {
+			names[i] = string(word)
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	})
-	return cmd
 }
 
 // run asks for a slice, runs the program in it and gives the slice back. If kerf itself is killed, kerfd sees that and does the last.

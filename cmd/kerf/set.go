@@ -82,7 +82,7 @@ func explainCommand(o *options) *cobra.Command {
 			}
 			for _, s := range state.Shares {
 				if s.ID == args[0] {
-					fmt.Fprintf(cmd.OutOrStdout(), "share %s (%s): %s\n", s.ID, holderOf(s), explain(s))
+					fmt.Fprintf(cmd.OutOrStdout(), "share %s (%s): %s\n", s.ID, holderOf(s), explain(s, state.GPUs))
 					return nil
 				}
 			}
@@ -91,7 +91,10 @@ func explainCommand(o *options) *cobra.Command {
 	}
 }
 
-func explain(s control.Share) string {
+func explain(s control.Share, gpus []control.GPU) string {
+	if s.Tier == share.TierMPS {
+		return explainMPS(s, gpus)
+	}
 	if s.Lease == nil {
 		return "GPU time is not leased on this node (leases: false in kerfd's configuration), so its gate is always open"
 	}
@@ -100,4 +103,32 @@ func explain(s control.Share) string {
 		owed = fmt.Sprintf("it owes %s, which it had beyond its share", (-s.Lease.Owed).Round(1e6))
 	}
 	return fmt.Sprintf("%s. Of the last ten seconds it had %s; %s.", s.Lease.Why, s.Lease.Got, owed)
+}
+
+// explainMPS: such a share has one GPU.
+func explainMPS(s control.Share, gpus []control.GPU) string {
+	text := "it is of tier mps, so it never waits for a turn: its kernels run at once with those of the card's other mps shares"
+	for _, d := range s.Devices {
+		if d.Cores > 0 {
+			text += fmt.Sprintf(", on at most %s of the GPU's threads", d.Cores)
+		}
+		for _, g := range gpus {
+			if g.UUID == d.UUID {
+				text += daemonOf(g)
+			}
+		}
+	}
+	return text + "."
+}
+
+func daemonOf(g control.GPU) string {
+	switch {
+	case g.MPS == nil:
+		return fmt.Sprintf("; GPU %d has no MPS daemon, so programs that start now get no GPU (kerfd's log says why)", g.Index)
+	case g.MPS.Trouble != "":
+		return fmt.Sprintf("; GPU %d's MPS daemon: %s; programs that start now get no GPU", g.Index, g.MPS.Trouble)
+	case g.MPS.Deaths > 0:
+		return fmt.Sprintf("; GPU %d's MPS daemon (pid %d) died %d times, and each time all its programs lost their contexts", g.Index, g.MPS.PID, g.MPS.Deaths)
+	}
+	return fmt.Sprintf("; GPU %d's MPS daemon is pid %d", g.Index, g.MPS.PID)
 }

@@ -27,7 +27,8 @@ func topCommand(o *options) *cobra.Command {
 		Short: "Show the GPUs, the shares and what they hold",
 		Long: "Show the GPUs, the shares and what they hold, live until Ctrl-C. USED is what counts against LIMIT: what the\n" +
 			"programs allocated, and what the driver took for them besides (contexts, modules). GOT is the part of the GPU's time\n" +
-			"that a share had over the last ten seconds, where it is counted; OWED is what it should have had more, or less.",
+			"that a share had over the last ten seconds, where it is counted; OWED is what it should have had more, or less. Under tier\n" +
+			"mps nothing is: kernels of all its shares run at once, each on at most its CORES.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
@@ -89,10 +90,10 @@ func writeTop(out io.Writer, s control.State) error {
 	}
 	fmt.Fprintln(out)
 	table = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SHARE\tGPU\tCLASS\tLIMIT\tUSED\tPEAK\tOUT\tSWAP/S\tCORES\tGOT\tOWED\tLEASE\tREFUSED\tPROCS\tHOLDER")
+	fmt.Fprintln(table, "SHARE\tGPU\tTIER\tCLASS\tLIMIT\tUSED\tPEAK\tOUT\tSWAP/S\tCORES\tGOT\tOWED\tLEASE\tREFUSED\tPROCS\tHOLDER")
 	for _, sh := range s.Shares {
 		for _, d := range sh.Devices {
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s %s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak, swapOf(d),
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s %s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Tier, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak, swapOf(d),
 				coresOf(d.Cores), leaseOf(sh), sh.Refused, len(sh.Sessions), holderOf(sh))
 		}
 	}
@@ -112,6 +113,8 @@ func stateOf(g control.GPU) string {
 		return g.Fault
 	case g.Error != "":
 		return "unknown: " + g.Error
+	case g.MPS != nil && g.MPS.Trouble != "":
+		return "mps: " + g.MPS.Trouble
 	}
 	return "ok"
 }

@@ -44,8 +44,8 @@ func newContainers(c Config, h *hardware, in installation) (*containers, error) 
 func (c *containers) hookSocket() string { return filepath.Join(c.runDir, "hook.sock") }
 
 // publish writes the CDI spec of a share that is in force, and says by which name a container gets it.
-func (c *containers) publish(pages string, entry ledger.Entry) (string, error) {
-	tenant, err := c.tenant(pages, entry)
+func (c *containers) publish(pages, pipe string, entry ledger.Entry) (string, error) {
+	tenant, err := c.tenant(pages, pipe, entry)
 	if err != nil {
 		return "", err
 	}
@@ -59,14 +59,14 @@ func (c *containers) publish(pages string, entry ledger.Entry) (string, error) {
 	return cdi.Device(tenant.Name), cdi.Write(c.config.CDIDir, spec)
 }
 
-func (c *containers) tenant(pages string, entry ledger.Entry) (cdi.Tenant, error) {
+func (c *containers) tenant(pages, pipe string, entry ledger.Entry) (cdi.Tenant, error) {
 	files, err := c.hardware.driver(entry.Grant)
 	if err != nil {
 		return cdi.Tenant{}, err
 	}
 	t := cdi.Tenant{Name: entry.Holder.Key, Hook: c.in.hook, Share: hook.Share{
 		ID: entry.ID, Pages: pages, Lib: c.in.lib, CUDA: c.onHost(files.CUDA), NVML: c.onHost(files.NVML),
-		Simulated: c.hardware.sim != nil, Admin: entry.Grant.Admin,
+		Simulated: c.hardware.sim != nil, Admin: entry.Grant.Admin, MPS: pipe,
 	}}
 	if entry.Grant.Admin {
 		t.Share.ID, t.Share.Pages, t.Share.CUDA = "", "", ""

@@ -9,6 +9,7 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/mps"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
@@ -21,10 +22,12 @@ type grants struct {
 	hardware   *hardware
 	ledger     *ledger.Ledger
 	arbiter    *arbiter.Server
+	mps        *mps.Supervisor
 	containers *containers // nil without Kubernetes
 	log        *slog.Logger
 	changed    *notice // the hardware's too: what the GPUs are, and what is granted where
 	owners     keyedLocks
+	mpsLocks   keyedLocks
 	quiet      quiet
 
 	life      sync.RWMutex    // held by every call of an owner; taken to retire
@@ -37,7 +40,9 @@ type grants struct {
 }
 
 func newGrants(c Config, h *hardware, books *ledger.Ledger, log *slog.Logger) *grants {
-	return &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), ending: make(map[string]*ending), watches: make(map[string]func())}
+	g := &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), ending: make(map[string]*ending), watches: make(map[string]func())}
+	g.mps = mps.New(mps.Config{Dir: c.mpsDir(), Root: h.root, Notify: g.onMPS, Now: time.Now})
+	return g
 }
 
 // restore takes up the grants of the previous kerfd.
@@ -56,6 +61,7 @@ func (g *grants) restore() error {
 	if err := g.arbiter.Restore(specs); err != nil {
 		return err
 	}
+	g.restoreMPS(entries)
 	for _, entry := range entries {
 		if entry.Holder.Door == ledger.DoorRun {
 			g.watch(entry)
@@ -117,6 +123,7 @@ func (g *grants) sweep() {
 		}
 		g.inside(entry) // forgets containers that have ended
 	}
+	g.sweepMPS()
 }
 
 // abandoned says whether a grant has lost its holder. Owners give theirs back by a call; one that was, and could not end, is
@@ -189,7 +196,12 @@ func (g *grants) end(id string) (done bool, err error) {
 	if err := g.dissolve(id); err != nil {
 		return false, err
 	}
-	return true, g.ledger.Release(id)
+	entry, _ := g.ledger.Entry(id)
+	if err := g.ledger.Release(id); err != nil {
+		return true, err
+	}
+	g.endMPS(entry.Grant)
+	return true, nil
 }
 
 // adopt gives a share a holder again that was given back and had not ended yet; one that is ending is waited for.

@@ -280,6 +280,7 @@ func (h *hardware) shareGPUs() []share.GPU {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	gpus := make([]share.GPU, 0, len(h.node.GPUs))
+	noMPS := h.noMPS()
 	for _, g := range h.node.GPUs {
 		if g.UUID.IsZero() { // lost since before kerfd started: it has no name to be granted by
 			continue
@@ -288,7 +289,7 @@ func (h *hardware) shareGPUs() []share.GPU {
 		if why := h.silent[g.Index]; why != "" {
 			gpu.Fault = cmp.Or(gpu.Fault, why)
 		}
-		gpu.Foreign = placements(g.MIG)
+		gpu.Foreign, gpu.NoMPS = placements(g.MIG), noMPS
 		gpus = append(gpus, gpu)
 	}
 	if h.sim == nil {

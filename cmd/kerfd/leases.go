@@ -23,6 +23,9 @@ func (g *grants) set(id string, wanted control.Settings, uid int) (share.Grant, 
 	if uid != 0 && (uid != entry.Holder.UID || entry.Holder.Door != ledger.DoorRun) {
 		return share.Grant{}, fmt.Errorf("share %s: it is not user %d's to change; ask its holder, or root", id, uid)
 	}
+	if entry.Grant.Tier() == share.TierMPS {
+		return share.Grant{}, fmt.Errorf("share %s: %w", id, errMPSFixed)
+	}
 	grant, err := changed(entry.Grant, wanted, g.gpus())
 	if err != nil {
 		return grant, fmt.Errorf("share %s: %w", id, err)

@@ -18,7 +18,9 @@ func (g *grants) grant(request control.GrantRequest, holder ledger.Holder) (cont
 	}
 	granted, err := g.open(entry)
 	if err != nil {
-		return granted, errors.Join(err, g.ledger.Release(entry.ID))
+		err = errors.Join(err, g.ledger.Release(entry.ID))
+		g.endMPS(entry.Grant)
+		return granted, err
 	}
 	g.watch(entry)
 	g.changed.tell()
@@ -32,11 +34,15 @@ func (g *grants) open(entry ledger.Entry) (control.Granted, error) {
 	if err != nil {
 		return control.Granted{}, err
 	}
+	pipe, err := g.serveMPS(entry.Grant)
+	if err != nil {
+		return control.Granted{}, err
+	}
 	if err := g.arbiter.Add(g.spec(entry)); err != nil {
 		return control.Granted{}, err
 	}
 	return control.Granted{
-		ID: entry.ID, Grant: entry.Grant, LibDir: g.config.LibDir, Driver: driver,
+		ID: entry.ID, Grant: entry.Grant, LibDir: g.config.LibDir, Driver: driver, MPS: pipe,
 		ShareDir: arbiter.Directory(g.config.sharesDir(), entry.ID), Simulated: g.hardware.Node().Simulated,
 	}, nil
 }

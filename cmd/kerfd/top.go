@@ -55,7 +55,7 @@ func (g *grants) inside(e ledger.Entry) (containers []control.Container) {
 }
 
 func (g *grants) gpuState(gpu share.GPU, inShares map[int]bool) control.GPU {
-	out := control.GPU{Index: gpu.Index, UUID: gpu.UUID, Memory: gpu.Memory, Granted: gpu.Capacity() - gpu.FreeMemory(), Cores: 100 - gpu.FreeCores(), Fault: gpu.Fault}
+	out := control.GPU{Index: gpu.Index, UUID: gpu.UUID, Memory: gpu.Memory, Granted: gpu.Capacity() - gpu.FreeMemory(), Cores: 100 - gpu.FreeCores(), Fault: gpu.Fault, MPS: g.mpsState(gpu.UUID)}
 	for _, known := range g.hardware.Node().GPUs {
 		if known.UUID == gpu.UUID {
 			out.Name = known.ProductName

@@ -118,6 +118,7 @@ func (k *core) parts() []part {
 	after, endArbiter := context.WithCancel(context.Background())
 	parts := []part{
 		{"hardware", k.hardware.Run},
+		{"mps", k.grants.mps.Run},
 		{"arbiter", func(context.Context) error { return k.grants.arbiter.Run(after) }},
 		{"grants", func(ctx context.Context) error { defer endArbiter(); return k.grants.Run(ctx) }},
 		{"control", func(ctx context.Context) error { return k.control.serve(ctx, k.listener) }},
@@ -162,6 +163,7 @@ func tidy(c Config) error {
 		}
 	}
 	_ = os.Remove(c.sharesDir()) // each only if empty
+	_ = os.Remove(c.mpsDir())
 	_ = os.Remove(c.RunDir)
 	return nil
 }

@@ -56,6 +56,12 @@ func realTenant(id string, gpus ...string) Tenant {
 	}
 }
 
+func onMPS() Tenant {
+	t := realTenant("0123456789abcdef", "/dev/nvidia0")
+	t.Share.MPS = "/run/kerf/mps/0011223344556677/pipe"
+	return t
+}
+
 func admin() Tenant {
 	t := realTenant("", "/dev/nvidia0", "/dev/nvidia1")
 	t.Name, t.UUIDs = claim+"-0badcafe", []string{uuid0, uuid1}
@@ -75,6 +81,7 @@ func TestSpec(t *testing.T) {
 		"real":             realTenant("0123456789abcdef", "/dev/nvidia0"),
 		"two":              realTenant("0123456789abcdef", "/dev/nvidia0", "/dev/nvidia1"),
 		"mig":              realTenant("0123456789abcdef", "/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap21", "/dev/nvidia-caps/nvidia-cap22"),
+		"mps":              onMPS(),
 		"admin":            admin(),
 		"driver-container": inDriverContainer(),
 	} {

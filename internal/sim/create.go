@@ -96,6 +96,11 @@ func (p *Profile) write(dir, libDir string) error {
 	if err := copyLibraries(dir, libDir, p.Driver.Version); err != nil {
 		return err
 	}
+	if p.Driver.MPS {
+		if err := copyProgram(dir, libDir, mpsControl); err != nil {
+			return err
+		}
+	}
 	return p.writeDevices(filepath.Join(dir, "dev"))
 }
 
@@ -153,6 +158,20 @@ func copyLibraries(dir, libDir, version string) error {
 		if err := os.Symlink(name+".so."+version, filepath.Join(to, name+".so.1")); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// mpsControl is NVIDIA's name for the program, which a profile has or has not.
+const mpsControl = "nvidia-cuda-mps-control"
+
+func copyProgram(dir, libDir, name string) error {
+	to, from := filepath.Join(dir, "usr/bin"), filepath.Join(libDir, name)
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	if err := copyFile(from, filepath.Join(to, name)); err != nil {
+		return fmt.Errorf("program %s: %w; build it with make build, or correct the library directory", from, err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/kerf-gpu/kerf/internal/node"
@@ -252,6 +254,40 @@ func (n *Node) gpuStatus(i int, g *simGpu, owners []int) GPUStatus {
 		})
 	}
 	return st
+}
+
+// Run is a kernel on an engine, or the piece of one that was done in one go.
+type Run struct {
+	PID        int // of a process that lives still; 0: it does not
+	Start, End time.Duration
+	Rate       float64 // of the engine's speed
+}
+
+// Runs is the log of a GPU's engines: the last kernels that have ended, of all its processes. Where two overlap, they ran at once.
+func (n *Node) Runs(gpu int) (runs []Run) {
+	g := n.gpus[gpu]
+	for i := range g.Run {
+		r := &g.Run[i]
+		seq := load64(&r.Seq)
+		run := Run{PID: n.owner(int(r.Slot % maxProcs)), Start: time.Duration(load64(&r.Start)), End: time.Duration(load64(&r.End)), Rate: float64(load32(&r.Rate)) / 1000}
+		if seq != 0 && load64(&r.Seq) == seq { // else it is being written
+			runs = append(runs, run)
+		}
+	}
+	slices.SortFunc(runs, func(a, b Run) int { return cmp.Compare(a.Start, b.Start) })
+	return runs
+}
+
+// Overlap is for how long, of the time that the log covers, kernels of both processes ran at once.
+func Overlap(runs []Run, a, b int) (both time.Duration) {
+	for _, x := range runs {
+		for _, y := range runs {
+			if x.PID == a && y.PID == b && x.Start < y.End && y.Start < x.End {
+				both += min(x.End, y.End) - max(x.Start, y.Start)
+			}
+		}
+	}
+	return both
 }
 
 func cString(b []byte) string {

@@ -38,6 +38,7 @@ type Profile struct {
 type DriverSpec struct {
 	Version string `yaml:"version"`
 	CUDA    string `yaml:"cuda"` // 13.0
+	MPS     bool   `yaml:"mps"`  // nvidia-cuda-mps-control is installed
 }
 
 // Model is one kind of GPU.

@@ -15,8 +15,12 @@ import (
 func fakeLibraries(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
+	names := []string{mpsControl}
 	for _, name := range libraries {
-		if err := os.WriteFile(filepath.Join(dir, name+".so.1"), []byte("ELF, in spirit"), 0o755); err != nil {
+		names = append(names, name+".so.1")
+	}
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("ELF, in spirit"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -7,11 +7,12 @@ package sim
 const (
 	ctlMagic     = 0x4c544353
 	gpuMagic     = 0x55504753
-	stateVersion = 2
+	stateVersion = 3
 
 	maxGPUs          = 16
 	maxProcs         = 512
 	maxEvents        = 64
+	maxRuns          = 1024
 	maxNVLinks       = 18
 	maxMIGProfiles   = 16
 	maxMIGInstances  = 8
@@ -139,8 +140,10 @@ type simUse struct {
 	BusyD2hNs                     uint64
 	Kernels, Copies, LaunchErrors uint64
 	Allocs, Frees, Refused        uint64
-	Mig                           uint32
-	Pad                           [20]uint8
+	Mig, Mps                      uint32
+	MpsLimit                      uint64
+	MpsPercent                    uint32
+	Pad                           [4]uint8
 }
 
 type simEngine struct {
@@ -151,7 +154,8 @@ type simEngine struct {
 	SliceEnd uint64
 	BusyNs   uint64
 	Want     [maxProcs / 64]uint64
-	Pad      [32]uint8
+	Since    uint64
+	Pad      [24]uint8
 }
 
 type simCopyEngine struct {
@@ -166,6 +170,12 @@ type simEvent struct {
 	Pid     int32
 	Type    uint64
 	Message [32]byte
+}
+
+type simRun struct {
+	Seq        uint64
+	Start, End uint64
+	Slot, Rate uint32
 }
 
 type simHealth struct {
@@ -210,4 +220,7 @@ type simGpu struct {
 	Mig                     [maxMIGInstances]simMigInstance
 	MigCompute              [maxMIGInstances]simEngine
 	Use                     [maxProcs]simUse
+	RunSeq                  uint64
+	Pad4                    [56]uint8
+	Run                     [maxRuns]simRun
 }

@@ -26,7 +26,7 @@ func TestStateParity(t *testing.T) {
 	code.WriteString("#include <stdio.h>\n#include <stddef.h>\n#include \"state.h\"\nint main(void) {\n")
 	for _, v := range []any{
 		simLock{}, simProc{}, simCtl{}, simNvlink{}, simMigProfile{}, simMigInstance{}, simFacts{},
-		simUse{}, simEngine{}, simCopyEngine{}, simEvent{}, simHealth{}, simGpu{},
+		simUse{}, simEngine{}, simCopyEngine{}, simEvent{}, simRun{}, simHealth{}, simGpu{},
 	} {
 		typ := reflect.TypeOf(v)
 		name := "struct " + snake(typ.Name())
@@ -41,7 +41,7 @@ func TestStateParity(t *testing.T) {
 	}
 	for name, value := range map[string]int{
 		"SIM_CTL_MAGIC": ctlMagic, "SIM_GPU_MAGIC": gpuMagic, "SIM_VERSION": stateVersion, "SIM_MAX_GPUS": maxGPUs,
-		"SIM_MAX_PROCS": maxProcs, "SIM_MAX_EVENTS": maxEvents, "SIM_MAX_NVLINKS": maxNVLinks, "SIM_MAX_MIG_PROFILES": maxMIGProfiles,
+		"SIM_MAX_PROCS": maxProcs, "SIM_MAX_EVENTS": maxEvents, "SIM_MAX_RUNS": maxRuns, "SIM_MAX_NVLINKS": maxNVLinks, "SIM_MAX_MIG_PROFILES": maxMIGProfiles,
 		"SIM_MAX_MIG_INSTANCES": maxMIGInstances, "SIM_SLOT_LOCK_BASE": slotLockBase, "SIM_ZERO_COST": flagZeroCost,
 		"SIM_LINK_GPU": linkGPU, "SIM_LINK_SWITCH": linkSwitch, "SIM_FAULT_LOST": faultLost, "SIM_FAULT_HANG": faultHang,
 		"SIM_CAP_CONFIG": capConfig, "SIM_CAP_MONITOR": capMonitor, "SIM_CAP_GI(3, 14)": giCapability(3, 14).number, "SIM_CAP_CI(3, 14, 7)": ciCapability(3, 14, 7).number,

@@ -166,3 +166,26 @@ func TestLeasesAcrossRestarts(t *testing.T) {
 		}
 	}
 }
+
+// A share of tier mps has no lease: its gate is open whoever else there is, and its shim is told to be a client of MPS.
+func TestLessorLeavesMPSAlone(t *testing.T) {
+	r := leasedRig(t)
+	spec := leasedSpec("b", 50)
+	spec.Grant.Devices[0].Tier = share.TierMPS
+	for _, spec := range []Spec{leasedSpec("a", 50), spec} {
+		if err := r.server.Add(spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.server.mu.Lock()
+	page := r.server.shares["b"].policy.Page
+	r.server.mu.Unlock()
+	if gate, flags := atomic.LoadUint32(&page.Gate), atomic.LoadUint32(&page.Flags); gate != region.GateOpen || flags&(region.FlagMPS|region.FlagLeases) != region.FlagMPS {
+		t.Errorf("gate %d, flags %#x", gate, flags)
+	}
+	for _, s := range r.server.State() {
+		if mps := s.ID == "b"; (s.Lease == nil) != mps || (s.Tier == share.TierMPS) != mps {
+			t.Errorf("%+v", s)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/region"
+	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
 // Names in a share's directory. region.h tells tenants the same.
@@ -30,7 +31,7 @@ const MaxSocketPath = 107
 // add makes or finds the share's directory, maps its pages and listens on its socket. Sessions that a previous kerfd wrote down
 // are taken up again where their process still is what it was.
 func (s *Server) add(spec Spec) error {
-	live := &liveShare{spec: spec, leaseFlags: s.leaseFlags(), dir: Directory(s.config.Shares, spec.ID), created: s.config.Now()}
+	live := &liveShare{spec: spec, leaseFlags: s.leaseFlags(spec), dir: Directory(s.config.Shares, spec.ID), created: s.config.Now()}
 	if err := live.open(filepath.Join(s.config.Sessions, spec.ID)); err != nil {
 		live.close()
 		return err
@@ -51,7 +52,7 @@ func (s *Server) add(spec Spec) error {
 
 // openOrLease puts a share's gate under lease, where GPU time is leased.
 func (s *Server) openOrLease(live *liveShare) error {
-	if s.lessor == nil {
+	if !s.leased(live.spec) {
 		live.openGate()
 		return nil
 	}
@@ -63,7 +64,15 @@ func (s *Server) openOrLease(live *liveShare) error {
 	return err
 }
 
-func (s *Server) leaseFlags() (flags uint32) {
+// leased: under tier mps nobody waits for a turn, so there are none.
+func (s *Server) leased(spec Spec) bool {
+	return s.lessor != nil && spec.Grant.Tier() == share.TierTime
+}
+
+func (s *Server) leaseFlags(spec Spec) (flags uint32) {
+	if spec.Grant.Tier() == share.TierMPS {
+		return region.FlagMPS
+	}
 	if s.config.Leases {
 		flags |= region.FlagLeases
 	}

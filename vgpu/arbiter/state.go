@@ -13,11 +13,12 @@ import (
 // ShareState is what a share holds at one moment.
 type ShareState struct {
 	ID       string         `json:"id"`
+	Tier     share.Tier     `json:"tier"`
 	Devices  []DeviceState  `json:"devices"`
 	Sessions []SessionState `json:"sessions"`
 	Refused  uint64         `json:"refused"`            // allocations refused at the limit, since the share began
 	Tampered string         `json:"tampered,omitempty"` // why nothing more is allocated
-	Lease    *LeaseState    `json:"lease,omitempty"`    // nil where GPU time is not leased
+	Lease    *LeaseState    `json:"lease,omitempty"`    // nil where GPU time is not leased, and under tier mps
 }
 
 // DeviceState is a share's memory on one GPU. Charged and Implicit together are what counts against Limit.
@@ -62,7 +63,7 @@ func (s *Server) State() []ShareState {
 	defer s.mu.Unlock()
 	states := make([]ShareState, 0, len(s.shares))
 	for _, live := range s.sortedShares() {
-		state := ShareState{ID: live.spec.ID, Refused: live.refused, Tampered: live.tampered}
+		state := ShareState{ID: live.spec.ID, Tier: live.spec.Grant.Tier(), Refused: live.refused, Tampered: live.tampered}
 		if err := region.Guard(func() { live.fillState(&state) }); err != nil {
 			s.flag(live, err.Error())
 			state.Tampered = live.tampered

@@ -42,6 +42,7 @@ const (
 	FlagOvercommit = 0x10 // linear memory can be swapped out to the host; set before the first attach, and never changed
 	FlagLeases     = 0x20 // GPU time is leased: the gate opens and shuts, and kerfd must be told of work
 	FlagHold       = 0x40 // while kerfd is away a gate that it left shut stays shut; else it opens
+	FlagMPS        = 0x80 // the share is of tier mps: its processes must be clients of its card's MPS server
 )
 
 // What the gate word says.

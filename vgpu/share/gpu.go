@@ -35,6 +35,7 @@ type GPU struct {
 	Mode       Mode         // empty is vgpu
 	Overcommit node.Percent // of Memory that guarantees may add up to, in overcommit mode; 0 is 100
 	Fault      string       // why nothing may be granted here; empty: nothing is wrong
+	NoMPS      string       // why the tier mps is not to be had here, and what to do; empty: it is
 	Foreign    []Placement  // MIG instances that Kerf did not make, and leaves alone
 	Granted    []Device
 }
@@ -82,6 +83,14 @@ func (g GPU) HeldMode() Mode {
 	return cmp.Or(g.Mode, ModeVGPU)
 }
 
+// HeldTier is the tier of the shares on the card; empty where there are none.
+func (g GPU) HeldTier() Tier {
+	for _, d := range g.Granted {
+		return cmp.Or(d.Tier, TierTime)
+	}
+	return ""
+}
+
 // refuses says why a request cannot be granted on the card, whoever thought that it can: a scheduler with stale or wrong
 // books, too. Empty: it fits.
 func (g GPU) refuses(r Request) string {
@@ -108,6 +117,24 @@ func (g GPU) refuses(r Request) string {
 	case r.Limit > r.Memory && mode != ModeOvercommit:
 		return fmt.Sprintf("memoryLimit %s above memory %s: on GPU %d memory is guaranteed to others, in mode %s; "+
 			"leave memoryLimit out, or use a card in mode overcommit (class gpu-overcommit)", r.Limit, r.Memory, g.Index, mode)
+	}
+	return g.refusesTier(r)
+}
+
+// refusesTier: where kernels of all run at once nobody can be made to wait, so a turn in time beside them would be no turn.
+func (g GPU) refusesTier(r Request) string {
+	tier, mode := cmp.Or(r.Tier, TierTime), cmp.Or(g.Mode, ModeVGPU)
+	switch held := g.HeldTier(); {
+	case tier == TierMPS && g.NoMPS != "":
+		return fmt.Sprintf("tier mps: GPU %d: %s", g.Index, g.NoMPS)
+	case tier == TierMPS && mode == ModeOvercommit:
+		return fmt.Sprintf("tier mps: GPU %d is in mode overcommit, where a program whose memory is swapped out must wait, and MPS lets nobody wait; "+
+			"ask for tier time, or use a card in mode vgpu", g.Index)
+	case tier == TierMPS && mode != ModeVGPU:
+		return fmt.Sprintf("tier mps: GPU %d is in mode %s, and has nothing to divide by MPS; leave the tier out, or use a card in mode vgpu", g.Index, mode)
+	case held != "" && held != tier:
+		return fmt.Sprintf("tier %s: GPU %d has shares of tier %s, and a card has one tier at a time: under time one runs while the others wait, under mps nobody waits; "+
+			"wait for the last of them to end (kerf top), ask for tier %s, or take another card", tier, g.Index, held, held)
 	}
 	return ""
 }
@@ -155,6 +182,9 @@ func (g GPU) hasRoom(r Request) bool {
 // part is what a request gets of the card.
 func (g GPU) part(r Request) Device {
 	d := Device{UUID: g.UUID, Index: g.Index, Memory: r.Memory, Limit: r.Limit, Cores: r.Cores, Tenants: r.Tenants, Mode: g.Mode, Placement: r.Placement}
+	if r.Tier == TierMPS { // what has none is of tier time, as all records of earlier versions are
+		d.Tier = TierMPS
+	}
 	switch {
 	case r.Admin:
 		d.Memory = 0

@@ -21,12 +21,21 @@ func inMode(mode Mode, granted ...Device) GPU {
 
 func placed(profile string, start, size int) *Placement { return &Placement{profile, start, size} }
 
+// onMPS is a part of tier mps.
+func onMPS(memory node.Bytes, cores node.Percent) Device {
+	d := part(memory, cores)
+	d.Tier = TierMPS
+	return d
+}
+
 func TestModes(t *testing.T) {
 	const gi = node.GiB
 	held := func(d Device, mode Mode) Device { d.Mode = mode; return d }
 	mig := func(p *Placement) Device { return Device{Mode: ModeMIG, Memory: gi, Placement: p} }
 	foreign := inMode(ModeMIG)
 	foreign.Foreign = []Placement{*placed("3g.40gb", 0, 4)}
+	withoutMPS := inMode(ModeVGPU)
+	withoutMPS.NoMPS = "not installed; install it"
 	lost := inMode(ModeVGPU)
 	lost.Fault = "lost"
 	for _, tt := range []struct {
@@ -64,6 +73,22 @@ func TestModes(t *testing.T) {
 
 		{"a mode that waits for the last share", inMode(ModeMIG, part(gi, 0)), Request{Memory: gi, Placement: placed("1g.10gb", 3, 1)}, Device{}, "GPU 0 changes from mode vgpu to mig"},
 		{"guarantees beside over-commitment", inMode(ModeVGPU, held(part(gi, 0), ModeOvercommit)), Request{Memory: gi}, Device{}, "changes from mode overcommit to vgpu"},
+
+		{"mps on an empty card", inMode(ModeVGPU), Request{Memory: gi, Cores: 30, Tier: TierMPS}, Device{Memory: gi, Cores: 30, Tier: TierMPS}, ""},
+		{"mps beside mps", inMode(ModeVGPU, onMPS(gi, 60)), Request{Memory: gi, Cores: 40, Tier: TierMPS}, Device{Memory: gi, Cores: 40, Tier: TierMPS}, ""},
+		{"mps, and no cores left", inMode(ModeVGPU, onMPS(gi, 60)), Request{Memory: gi, Cores: 41, Tier: TierMPS}, Device{}, "which has 40% of cores left"},
+		{"mps beside time", inMode(ModeVGPU, part(gi, 0)), Request{Memory: gi, Tier: TierMPS}, Device{}, "GPU 0 has shares of tier time, and a card has one tier at a time"},
+		{"time beside mps", inMode(ModeVGPU, onMPS(gi, 0)), Request{Memory: gi}, Device{}, "GPU 0 has shares of tier mps"},
+		{"mps where there is none", withoutMPS, Request{Memory: gi, Tier: TierMPS}, Device{}, "tier mps: GPU 0: not installed; install it"},
+		{"time where there is no mps", withoutMPS, Request{Memory: gi}, Device{Memory: gi}, ""},
+		{"mps over-committed", inMode(ModeOvercommit), Request{Memory: gi, Tier: TierMPS}, Device{}, "in mode overcommit, where a program whose memory is swapped out must wait"},
+		{"mps on an exclusive card", inMode(ModeExclusive), Request{Memory: gi, Tier: TierMPS}, Device{}, "GPU 0 is in mode exclusive"},
+		{"mps in a MIG instance", inMode(ModeMIG), Request{Memory: gi, Tier: TierMPS, Placement: placed("1g.10gb", 3, 1)}, Device{}, "it divides whole cards only"},
+		{"mps on a MIG card", inMode(ModeMIG), Request{Memory: gi, Tier: TierMPS}, Device{}, "in mode mig"},
+		{"mps on two GPUs", inMode(ModeVGPU), Request{Memory: gi, Tier: TierMPS, GPUs: 2}, Device{}, "a program is the client of one MPS server"},
+		{"mps that gives way", inMode(ModeVGPU), Request{Memory: gi, Tier: TierMPS, Class: BestEffort}, Device{}, "nobody waits there"},
+		{"mps with a burst of memory", inMode(ModeVGPU), Request{Memory: gi, Limit: 2 * gi, Tier: TierMPS}, Device{}, "leave memoryLimit out"},
+		{"unknown tier", inMode(ModeVGPU), Request{Memory: gi, Tier: "fast"}, Device{}, `tier "fast": not known; use time or mps`},
 
 		{"who watches needs no room", inMode(ModeVGPU, part(80*gi, 100)), Request{Admin: true}, Device{}, ""},
 		{"and watches a lost card", lost, Request{Admin: true}, Device{}, ""},
@@ -115,6 +140,9 @@ func TestNoRoomOrNever(t *testing.T) {
 		{"a card that somebody has", inMode(ModeExclusive, part(gi, 0)), Request{Memory: gi, GPU: []string{"0"}}, true},
 		{"a placement that somebody has", inMode(ModeMIG, Device{Mode: ModeMIG, Placement: placed("3g.40gb", 0, 4)}), Request{Memory: gi, Placement: placed("1g.10gb", 0, 1)}, true},
 		{"a mode that waits", inMode(ModeExclusive, part(gi, 0)), Request{Memory: gi}, true},
+		{"a card of the other tier", inMode(ModeVGPU, part(gi, 0)), Request{Memory: gi, Tier: TierMPS, GPU: []string{"0"}}, true},
+		{"and the other way", inMode(ModeVGPU, onMPS(gi, 0)), Request{Memory: gi}, true},
+		{"mps over-committed", inMode(ModeOvercommit), Request{Memory: gi, Tier: TierMPS}, false},
 		{"more than the card has", inMode(ModeVGPU), Request{Memory: 81 * gi, GPU: []string{"0"}}, false},
 		{"memory of a MIG card", inMode(ModeMIG), Request{Memory: gi}, false},
 		{"nonsense", inMode(ModeVGPU), Request{Memory: gi, Cores: 101}, false},

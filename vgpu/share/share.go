@@ -6,6 +6,7 @@
 //	memory   bytes of one GPU's memory, guaranteed and a hard limit
 //	cores    percent of one GPU's time: a guaranteed share. 0 is best effort: the time that others leave
 //	class    who waits and who gives way first under pressure
+//	tier     by what means the card is divided: in time, where one at a time has it, or by MPS, where kernels of all run at once
 //	tenants  as how many of a card's 32 places a share counts: 32 has the card alone
 //
 // Trap: memory and cores are for each GPU of a grant, not for all of them together.
@@ -44,6 +45,18 @@ const (
 // Classes lists every class, strongest first.
 var Classes = []Class{Guaranteed, Burstable, BestEffort}
 
+// Tier is by what means a card is divided among its shares. A card has shares of one tier at a time.
+type Tier string
+
+// The tiers of cards in mode vgpu; what the hardware divides is a mode.
+const (
+	TierTime Tier = "time" // one at a time has the GPU
+	TierMPS  Tier = "mps"  // kernels of all run at once, through NVIDIA's Multi-Process Service, for tenants who trust each other
+)
+
+// Tiers lists every tier.
+var Tiers = []Tier{TierTime, TierMPS}
+
 // Backend is what enforces a limit.
 type Backend string
 
@@ -64,6 +77,7 @@ type Request struct {
 	Cores       node.Percent `json:"cores"`                 // of each GPU's time
 	Capped      bool         `json:"capped,omitempty"`      // Cores is a limit too
 	Class       Class        `json:"class,omitempty"`       // empty means guaranteed
+	Tier        Tier         `json:"tier,omitempty"`        // empty means time
 	Tenants     int          `json:"tenants,omitempty"`     // as how many it counts; 0 means 1, MaxTenants has the card alone
 	MinResident node.Bytes   `json:"minResident,omitempty"` // never swapped out
 	Backend     Backend      `json:"backend,omitempty"`     // empty means auto
@@ -84,6 +98,7 @@ type Device struct {
 	Cores     node.Percent `json:"cores"`
 	Tenants   int          `json:"tenants,omitempty"` // 0 means 1
 	Mode      Mode         `json:"mode,omitempty"`    // of the card, when it was granted; empty is vgpu
+	Tier      Tier         `json:"tier,omitempty"`    // empty means time
 	Placement *Placement   `json:"placement,omitempty"`
 	MIG       node.MIGUUID `json:"mig,omitzero"` // the instance, once there is one
 }
@@ -101,16 +116,25 @@ type Grant struct {
 	Admin       bool       `json:"admin,omitempty"`
 }
 
+// Tier is by what means the grant's cards are divided. It is the same for all of them.
+func (g Grant) Tier() Tier {
+	for _, d := range g.Devices {
+		return cmp.Or(d.Tier, TierTime)
+	}
+	return TierTime
+}
+
 // Normalize checks a request against itself and fills in what was left out.
 func (r Request) Normalize() (Request, error) {
 	r.Class = cmp.Or(r.Class, Guaranteed)
 	r.GPUs = cmp.Or(r.GPUs, max(1, len(r.GPU)))
 	r.Backend = cmp.Or(r.Backend, BackendAuto)
+	r.Tier = cmp.Or(r.Tier, TierTime)
 	if r.Limit == r.Memory {
 		r.Limit = 0
 	}
 	if r.Admin { // nothing is left that could be counted
-		r = Request{Admin: true, GPUs: r.GPUs, GPU: r.GPU, Class: r.Class, Backend: r.Backend, Memory: MinMemory}
+		r = Request{Admin: true, GPUs: r.GPUs, GPU: r.GPU, Class: r.Class, Tier: TierTime, Backend: r.Backend, Memory: MinMemory}
 	}
 	switch {
 	case r.Memory == 0:
@@ -134,7 +158,24 @@ func (r Request) Normalize() (Request, error) {
 	case len(r.GPU) > 0 && r.GPUs != len(r.GPU):
 		return r, fmt.Errorf("gpus %d: but %d GPUs are named; leave one of the two out", r.GPUs, len(r.GPU))
 	}
-	return r, nil
+	return r, r.checkTier()
+}
+
+// checkTier is what a tier cannot do on any card.
+func (r Request) checkTier() error {
+	switch {
+	case !slices.Contains(Tiers, r.Tier):
+		return fmt.Errorf("tier %q: not known; use time or mps", r.Tier)
+	case r.Tier == TierTime:
+		return nil
+	case r.GPUs > 1:
+		return fmt.Errorf("tier mps with %d GPUs: a program is the client of one MPS server, and each GPU has its own; ask for one GPU, or for tier time", r.GPUs)
+	case r.Placement != nil:
+		return fmt.Errorf("tier mps with MIG placement %s: it divides whole cards only; leave the tier out, or ask for memory of a card in mode vgpu", r.Placement)
+	case r.Class != Guaranteed:
+		return fmt.Errorf("class %s with tier mps: nobody waits there, and nobody gives way; leave the class out, or ask for tier time", r.Class)
+	}
+	return nil
 }
 
 // Decide answers a request. Unless GPUs are named, the fullest ones that fit are taken (binpack: whole GPUs stay whole for

@@ -577,6 +577,7 @@ struct hook kerf_hooks[HOOKS] = {
 	[H_cuMemsetD2D32] = { "cuMemsetD2D32", NULL, (void *)kerf_x_cuMemsetD2D32, "cuMemsetD2D32", 2000, 0, false },
 	[H_cuDriverGetVersion] = { "cuDriverGetVersion", NULL, NULL, "cuDriverGetVersion", 2020, 0, false },
 	[H_cuDeviceGetCount] = { "cuDeviceGetCount", NULL, NULL, "cuDeviceGetCount", 2000, 0, false },
+	[H_cuDeviceGetAttribute] = { "cuDeviceGetAttribute", NULL, NULL, "cuDeviceGetAttribute", 2000, 0, false },
 	[H_cuDeviceGetUuid] = { "cuDeviceGetUuid", NULL, NULL, "cuDeviceGetUuid", 9020, 0, false },
 	[H_cuDeviceGetUuid_v2] = { "cuDeviceGetUuid_v2", NULL, NULL, "cuDeviceGetUuid", 11040, 0, false },
 	[H_cuCtxGetDevice] = { "cuCtxGetDevice", NULL, NULL, "cuCtxGetDevice", 2000, 0, false },

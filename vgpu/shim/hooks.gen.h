@@ -291,6 +291,7 @@ enum hook_id {
 	H_cuMemsetD2D32,
 	H_cuDriverGetVersion,
 	H_cuDeviceGetCount,
+	H_cuDeviceGetAttribute,
 	H_cuDeviceGetUuid,
 	H_cuDeviceGetUuid_v2,
 	H_cuCtxGetDevice,
@@ -611,6 +612,7 @@ typedef CUresult (*fn_cuMemsetD2D16)(CUdeviceptr_v1 dst, unsigned int pitch, uns
 typedef CUresult (*fn_cuMemsetD2D32)(CUdeviceptr_v1 dst, unsigned int pitch, unsigned int value, unsigned int width, unsigned int height);
 typedef CUresult (*fn_cuDriverGetVersion)(int *version);
 typedef CUresult (*fn_cuDeviceGetCount)(int *count);
+typedef CUresult (*fn_cuDeviceGetAttribute)(int *value, CUdevice_attribute attribute, CUdevice dev);
 typedef CUresult (*fn_cuDeviceGetUuid)(CUuuid *uuid, CUdevice dev);
 typedef CUresult (*fn_cuDeviceGetUuid_v2)(CUuuid *uuid, CUdevice dev);
 typedef CUresult (*fn_cuCtxGetDevice)(CUdevice *dev);

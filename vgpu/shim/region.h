@@ -36,6 +36,7 @@
 #define KERF_POLICY_OVERCOMMIT 0x10u /* linear memory can be swapped out to the host; set before the first attach, and never changed */
 #define KERF_POLICY_LEASES 0x20u /* GPU time is leased: the gate opens and shuts, and kerfd must be told of work */
 #define KERF_POLICY_HOLD   0x40u /* while kerfd is away a gate that it left shut stays shut; else it opens. OVERCOMMIT implies it */
+#define KERF_POLICY_MPS    0x80u /* the share is of tier mps: the process must be a client of the MPS server at KERF_ROOT/mps */
 
 /* kerf_policy.gate. Any other value is taken as shut. */
 #define KERF_GATE_OPEN   0u /* nobody else wants the GPU: submit, nothing is watched */

@@ -343,8 +343,8 @@ static CUresult first_init(struct wiped *w, CUresult (*real)(unsigned), unsigned
 		kerf_say(why);
 		return CUDA_ERROR_SYSTEM_NOT_READY;
 	}
-	r = kerf_init_visible(real, flags, shares, nshares);
-	if (r == CUDA_SUCCESS && !(map_devices(why, sizeof why) && attach_all(why, sizeof why))) {
+	r = kerf_init_mps(real, flags, shares, nshares);
+	if (r == CUDA_SUCCESS && !(kerf_check_mps(shares, nshares, why, sizeof why) && map_devices(why, sizeof why) && attach_all(why, sizeof why))) {
 		kerf_say(why);
 		r = CUDA_ERROR_SYSTEM_NOT_READY;
 	}

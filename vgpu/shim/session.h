@@ -20,4 +20,8 @@ int kerf_lease_connect(const struct share *s);
 /* Calls the real cuInit with CUDA_VISIBLE_DEVICES set to the granted GPUs that the tenant's own value chooses. */
 CUresult kerf_init_visible(real_on_init real, unsigned flags, const struct share *shares, int nshares);
 
+/* Likewise, and in a share of tier mps as the client of its card's MPS server. */
+CUresult kerf_init_mps(real_on_init real, unsigned flags, const struct share *shares, int nshares);
+bool kerf_check_mps(const struct share *shares, int nshares, char *why, size_t len); /* false: it is none; one line in why */
+
 #endif

@@ -11,6 +11,7 @@ import (
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/mps"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
@@ -68,6 +69,7 @@ type Granted struct {
 	ShareDir  string      `json:"shareDir"`
 	LibDir    string      `json:"libDir"` // Kerf's libraries
 	Driver    Driver      `json:"driver"`
+	MPS       string      `json:"mps,omitempty"` // the pipe directory of the MPS daemon; "" with another tier
 	Simulated bool        `json:"simulated"`
 }
 
@@ -101,6 +103,7 @@ type GPU struct {
 	Outside     node.Bytes   `json:"outside"` // by processes that are in no share
 	Utilization node.Percent `json:"utilization"`
 	Fault       string       `json:"fault,omitempty"`
+	MPS         *mps.State   `json:"mps,omitempty"`   // its daemon, where it has shares of tier mps
 	Error       string       `json:"error,omitempty"` // why the numbers above are not known
 }
 

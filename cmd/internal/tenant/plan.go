@@ -9,6 +9,7 @@
 //	lib/libcuda.so.1, lib/libnvidia-ml.so.1        the shims
 //	driver/libkerfreal-{cuda,nvidia-ml}.so.1       the real driver, under names that only the shims know
 //	shares/ID/{policy,usage,socket}                the share; the policy read-only
+//	mps/                                           the pipes of the card's MPS daemon, under tier mps
 //	sim/dev/…                                      simulated device nodes
 //
 // Traps. /run/kerf on the host is kerfd's own directory, and is covered by the view, so every source is opened before the first
@@ -81,6 +82,9 @@ func Plan(g control.Granted, host Host) (steps []Step) {
 		Step{Verb: BindRO, Source: g.Driver.NVML, Target: driver + "/libkerfreal-nvidia-ml.so.1"},
 		Step{Verb: BindRO, Source: g.ShareDir, Target: share},
 		Step{Verb: Bind, Source: filepath.Join(g.ShareDir, "usage"), Target: share + "/usage"})
+	if g.MPS != "" { // writable, as NVIDIA's own tools mount it
+		add(Step{Verb: Bind, Source: g.MPS, Target: Root + "/mps"})
+	}
 	add(devices(g)...)
 	if !host.InCache {
 		add(Step{Verb: Cache, Source: lib, Target: LoaderCache})

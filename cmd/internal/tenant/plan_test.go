@@ -29,7 +29,10 @@ func TestPlan(t *testing.T) {
 			Granted: []string{"/dev/nvidia1"}, Others: []string{"/dev/nvidia0"}, Control: []string{"/dev/nvidiactl"},
 		},
 	}
+	mps := real
+	mps.MPS = "/run/kerf/mps/0011223344556677/pipe"
 	for name, steps := range map[string][]Step{
+		"mps":       Plan(mps, Host{HasRoot: true, InCache: true}),
 		"simulated": Plan(simulated, Host{HasRoot: true}),
 		"private":   Plan(simulated, Host{}),
 		"real":      Plan(real, Host{HasRoot: true, InCache: true, CUDA: []string{"/usr/lib/libcuda.so.580.95.05"}, NVML: []string{"/usr/lib/libnvidia-ml.so.580.95.05"}}),

@@ -32,6 +32,8 @@ CUresult usable(CUcontext c)
 	REQUIRE(!c->dead, CUDA_ERROR_CONTEXT_IS_DESTROYED);
 	if (unlikely(faults(c->dev) & SIM_FAULT_LOST) && c->sticky == CUDA_SUCCESS)
 		c->sticky = CUDA_ERROR_LAUNCH_FAILED;
+	if (unlikely(mps_lost(c->dev)) && c->sticky == CUDA_SUCCESS)
+		c->sticky = CUDA_ERROR_MPS_RPC_FAILURE;
 	return c->sticky;
 }
 

@@ -151,6 +151,7 @@ static bool fact(const struct simdev *d, CUdevice_attribute a, int *out)
 	const struct sim_facts *f = &d->gpu->facts;
 	switch (a) {
 	case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:   *out = (int)sm_count(d); return true;
+	case CU_DEVICE_ATTRIBUTE_MPS_ENABLED:            *out = d->use->mps != 0; return true;
 	case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *out = (int)f->cc_major; return true;
 	case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *out = (int)f->cc_minor; return true;
 	case CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH:         *out = f->cc_major >= 9; return true;

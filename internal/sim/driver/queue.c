@@ -223,6 +223,8 @@ static void do_first(struct unit *u)
 	uint64_t end = r == CUDA_SUCCESS ? spend_time(u, op, earliest) : earliest;
 	if (r == CUDA_SUCCESS && faults(u->dev) & SIM_FAULT_LOST)
 		r = CUDA_ERROR_LAUNCH_FAILED;
+	if (r == CUDA_SUCCESS && mps_lost(u->dev))
+		r = CUDA_ERROR_MPS_RPC_FAILURE;
 	if (r == CUDA_SUCCESS)
 		r = op->run(op);
 	if (u->kind == UNIT_HOST)

@@ -1,7 +1,7 @@
 /* sim.h: what the parts of the simulated CUDA driver know of each other.
  *
  *   state.c    the device files: slots, accounts, reaping       engine.c   whose turn it is on a GPU, for how long
- *   visible.c  which devices this process has
+ *   visible.c  which devices this process has                  mps.c      whether it is a client of an MPS server
  *   init.c     cuInit, versions, errors                         queue.c    streams' work, and the threads that do it
  *   resolve.c  cuGetProcAddress                                 stream.c event.c copy.c launch.c capture.c graph*.c
  *   device.c context.c                                          module.c   PTX text; kernels.c what the kernels do
@@ -79,6 +79,7 @@ struct simdev {
 	unsigned mig;               /* the MIG instance + 1 that this device is; 0: the whole GPU */
 	const struct sim_mig_profile *profile; /* the instance's; NULL: the whole GPU */
 	struct sim_engine *engine;  /* its compute engine */
+	uint64_t mps_cursor;        /* until when this process has used it, in engine time */
 	uint8_t uuid[16];           /* the MIG device's, else the GPU's */
 	struct CUctx_st *primary;
 	unsigned primary_refs, primary_flags;
@@ -93,6 +94,7 @@ struct simdev {
 struct process {
 	pthread_mutex_t lock;
 	bool ready, forked, zero_cost;
+	bool mps_lost;              /* the MPS server whose client it was is dead */
 	struct sim_ctl *ctl;
 	int ctl_fd;
 	unsigned slot;
@@ -114,6 +116,9 @@ int memory_file(const char *name); /* a memfd, closed on exec; -1 if there is no
 uint64_t now_ns(void); /* CLOCK_MONOTONIC */
 void sleep_until(uint64_t t);
 
+/* mps.c */
+CUresult mps_join(void);     /* joins the MPS server, if there is one; once the process has its slot */
+
 /* state.c */
 CUresult state_open(void);
 int state_version(void);     /* CUDA's, as 13000; known before cuInit */
@@ -127,6 +132,9 @@ void discharge(struct simdev *d, enum charge what, uint64_t bytes);
 uint64_t capacity(const struct simdev *d); /* bytes that can be allocated at all */
 uint32_t sm_count(const struct simdev *d);
 uint64_t free_bytes(struct simdev *d);
+
+/* Says whether what this process had there went with its MPS server. */
+static inline bool mps_lost(const struct simdev *d) { return __atomic_load_n(&g.mps_lost, __ATOMIC_RELAXED) && d->use->mps; }
 
 static inline uint32_t faults(const struct simdev *d) { return __atomic_load_n(&d->gpu->health.faults, __ATOMIC_RELAXED); }
 

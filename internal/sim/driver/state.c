@@ -169,7 +169,7 @@ static uint64_t sum_used(const struct simdev *d)
  * adds and then looks whether all of it fits. Two that reach for the last bytes at once may both be refused. */
 static bool try_charge(struct simdev *d, uint64_t bytes)
 {
-	if (bytes > capacity(d))
+	if (bytes > capacity(d) || (d->use->mps_limit && d->use->used + bytes > d->use->mps_limit))
 		return false;
 	__atomic_fetch_add(&d->use->used, bytes, __ATOMIC_SEQ_CST);
 	if (sum_used(d) <= capacity(d))
@@ -370,5 +370,6 @@ CUresult state_open(void)
 	g.zero_cost = g.ctl->flags & SIM_ZERO_COST;
 	make_lock(&g.ctl->lock);
 	TRY(open_gpus());
-	return take_slot();
+	TRY(take_slot());
+	return mps_join();
 }

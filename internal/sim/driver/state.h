@@ -40,10 +40,11 @@
 
 #define SIM_CTL_MAGIC      0x4c544353u /* "SCTL" */
 #define SIM_GPU_MAGIC      0x55504753u /* "SGPU" */
-#define SIM_VERSION        2u
+#define SIM_VERSION        3u
 #define SIM_MAX_GPUS       16
 #define SIM_MAX_PROCS      512
 #define SIM_MAX_EVENTS     64   /* Xid ring; event n is at index n % SIM_MAX_EVENTS */
+#define SIM_MAX_RUNS       1024 /* the engines' log, a ring likewise */
 #define SIM_MAX_NVLINKS    18
 #define SIM_MAX_MIG_PROFILES  16
 #define SIM_MAX_MIG_INSTANCES 8
@@ -174,10 +175,14 @@ struct sim_use { /* 128 bytes */
 	uint64_t kernels, copies, launch_errors;            /* counts */
 	uint64_t allocs, frees, refused;                    /* counts; refused: out of memory */
 	uint32_t mig;           /* index in sim_gpu.mig + 1 of the instance that it is all in; 0: the whole GPU */
-	uint8_t  pad[20];
+	uint32_t mps;           /* pid of the MPS server whose client the process is here; 0: of none */
+	uint64_t mps_limit;     /* bytes of device memory that the server lets it have; 0: no limit */
+	uint32_t mps_percent;   /* of the threads, 1 to 100 */
+	uint8_t  pad[4];
 };
 
-/* The compute engine is owned by one slot at a time, for a slice. Times are CLOCK_MONOTONIC ns, and run on
+/* The compute engine is owned by one slot at a time, for a slice; the clients of one MPS server own it together, whichever of
+ * them is named, and their kernels run at once. Times are CLOCK_MONOTONIC ns, and run on
  * the engine's own cursor, which may trail the real clock by a late wake-up but never runs ahead of it: so
  * that engine time stays exact though sleeps are not. */
 struct sim_engine { /* 192 bytes */
@@ -188,13 +193,22 @@ struct sim_engine { /* 192 bytes */
 	uint64_t slice_end;     /* the owner loses it here if others want it; overdue by 5 ms it is taken */
 	uint64_t busy_ns;       /* in all */
 	uint64_t want[SIM_MAX_PROCS / 64]; /* bit s: slot s has work */
-	uint8_t  pad[32];
+	uint64_t since;         /* the owner, or the clients of its MPS server, have it from here on */
+	uint8_t  pad[24];
 };
 
 /* A copy engine is a timeline: a copy takes the next free stretch of it, in pieces of at most 1 ms. */
 struct sim_copy_engine { /* 64 bytes */
 	uint64_t cursor, busy_ns, bytes;
 	uint8_t  pad[40];
+};
+
+/* What an engine did: a kernel, or the piece of one that was done in a slice. Written without a lock, seq last. */
+struct sim_run { /* 32 bytes */
+	uint64_t seq;           /* 1, 2, …, as sim_event's */
+	uint64_t start, end;    /* engine time */
+	uint32_t slot;
+	uint32_t rate;          /* of the engine's speed, in thousandths */
 };
 
 /* Injected faults. */
@@ -252,6 +266,9 @@ struct sim_gpu {
 	struct sim_mig_instance mig[SIM_MAX_MIG_INSTANCES];
 	struct sim_engine mig_compute[SIM_MAX_MIG_INSTANCES]; /* each has SMs of its own; the copy engines are the GPU's */
 	struct sim_use use[SIM_MAX_PROCS];
+	uint64_t run_seq;       /* newest in the log; 0: none yet */
+	uint8_t  pad4[56];
+	struct sim_run run[SIM_MAX_RUNS];
 };
 
 _Static_assert(sizeof(struct sim_lock) == 64, "sim_lock");
@@ -264,8 +281,9 @@ _Static_assert(sizeof(struct sim_use) == 128, "sim_use");
 _Static_assert(sizeof(struct sim_engine) == 192, "sim_engine");
 _Static_assert(sizeof(struct sim_copy_engine) == 64, "sim_copy_engine");
 _Static_assert(sizeof(struct sim_event) == 64, "sim_event");
+_Static_assert(sizeof(struct sim_run) == 32, "sim_run");
 _Static_assert(sizeof(struct sim_health) == 384, "sim_health");
 _Static_assert(sizeof(struct sim_ctl) == 192 + 64 * SIM_MAX_PROCS, "sim_ctl");
-_Static_assert(sizeof(struct sim_gpu) == 8960 + 128 * SIM_MAX_PROCS, "sim_gpu");
+_Static_assert(sizeof(struct sim_gpu) == 9024 + 128 * SIM_MAX_PROCS + 32 * SIM_MAX_RUNS, "sim_gpu");
 
 #endif

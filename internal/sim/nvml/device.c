@@ -313,11 +313,21 @@ static const struct sim_mig_instance *place_of(const struct gpu *g, const struct
 static unsigned gi_of(const struct gpu *g, const struct sim_use *u) { return place_of(g, u) ? place_of(g, u)->gi : ~0u; }
 static unsigned ci_of(const struct gpu *g, const struct sim_use *u) { return place_of(g, u) ? place_of(g, u)->ci : ~0u; }
 
-static nv_return processes(nv_device d, unsigned *count, struct nv_process *infos, struct nv_process_v1 *infos_v1)
+/* Clients of an MPS server have a list of their own. */
+static unsigned of_kind(struct user *u, unsigned n, bool mps)
+{
+	unsigned kept = 0;
+	for (unsigned i = 0; i < n; i++)
+		if ((__atomic_load_n(&u[i].use->mps, __ATOMIC_ACQUIRE) != 0) == mps)
+			u[kept++] = u[i];
+	return kept;
+}
+
+static nv_return processes(nv_device d, bool mps, unsigned *count, struct nv_process *infos, struct nv_process_v1 *infos_v1)
 {
 	struct user u[SIM_MAX_PROCS];
 	ENTER_BY(enter_any, d, count && (*count == 0 || infos || infos_v1));
-	unsigned room = *count, n = users(d, u);
+	unsigned room = *count, n = of_kind(u, users(d, u), mps);
 	for (unsigned i = 0; i < n && i < room; i++) {
 		unsigned pid = (unsigned)u[i].pid;
 		unsigned long long used = __atomic_load_n(&u[i].use->used, __ATOMIC_RELAXED);
@@ -329,11 +339,14 @@ static nv_return processes(nv_device d, unsigned *count, struct nv_process *info
 	return listed(count, room, n);
 }
 
-NVML nv_return nvmlDeviceGetComputeRunningProcesses(nv_device d, unsigned *n, struct nv_process_v1 *p) { return processes(d, n, NULL, p); }
-NVML nv_return nvmlDeviceGetComputeRunningProcesses_v2(nv_device d, unsigned *n, struct nv_process *p) { return processes(d, n, p, NULL); }
-NVML nv_return nvmlDeviceGetComputeRunningProcesses_v3(nv_device d, unsigned *n, struct nv_process *p) { return processes(d, n, p, NULL); }
+#define LISTS(name, mps)                                                                                                                 \
+	NVML nv_return nvmlDeviceGet##name(nv_device d, unsigned *n, struct nv_process_v1 *p) { return processes(d, mps, n, NULL, p); }    \
+	NVML nv_return nvmlDeviceGet##name##_v2(nv_device d, unsigned *n, struct nv_process *p) { return processes(d, mps, n, p, NULL); } \
+	NVML nv_return nvmlDeviceGet##name##_v3(nv_device d, unsigned *n, struct nv_process *p) { return processes(d, mps, n, p, NULL); }
+LISTS(ComputeRunningProcesses, false)
+LISTS(MPSComputeRunningProcesses, true)
 
-/* Graphics and MPS clients are not simulated: their lists are empty. */
+/* Graphics are not simulated. */
 #define EMPTY_LIST(function)                                              \
 	NVML nv_return function(nv_device d, unsigned *count, void *infos) \
 	{                                                                 \
@@ -345,9 +358,6 @@ NVML nv_return nvmlDeviceGetComputeRunningProcesses_v3(nv_device d, unsigned *n,
 EMPTY_LIST(nvmlDeviceGetGraphicsRunningProcesses)
 EMPTY_LIST(nvmlDeviceGetGraphicsRunningProcesses_v2)
 EMPTY_LIST(nvmlDeviceGetGraphicsRunningProcesses_v3)
-EMPTY_LIST(nvmlDeviceGetMPSComputeRunningProcesses)
-EMPTY_LIST(nvmlDeviceGetMPSComputeRunningProcesses_v2)
-EMPTY_LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3)
 
 /* --- utilization ------------------------------------------------------------------------------------- */
 

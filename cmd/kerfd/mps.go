@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/mps"
+	"github.com/kerf-gpu/kerf/vgpu/share"
+)
+
+func (c Config) mpsDir() string { return filepath.Join(c.RunDir, "mps") }
+
+// mpsWanted is what the server of each card with shares of tier mps must let its clients have at least: what the largest of them has.
+// That of each share is its shim's to hold.
+func mpsWanted(entries []ledger.Entry) map[node.UUID]mps.Limits {
+	want := make(map[node.UUID]mps.Limits)
+	for _, entry := range entries {
+		for _, d := range entry.Grant.Devices {
+			if d.Tier != share.TierMPS || entry.Grant.Admin {
+				continue
+			}
+			percent := d.Cores
+			if percent == 0 { // no guarantee, and no limit
+				percent = 100
+			}
+			l := want[d.UUID]
+			want[d.UUID] = mps.Limits{Percent: max(l.Percent, percent), Memory: max(l.Memory, d.HardLimit())}
+		}
+	}
+	return want
+}
+
+// settleMPS has the daemon of a card run as its shares want it, or ends it with the last of them. The pipe is "" where there is none.
+func (g *grants) settleMPS(gpu node.UUID) (pipe string, err error) {
+	defer g.mpsLocks.lock(gpu.String())() // what is wanted is read and made true as one
+	limits, wanted := mpsWanted(g.ledger.Entries())[gpu]
+	if !wanted {
+		return "", g.mps.Drop(gpu)
+	}
+	return g.mps.Ensure(context.Background(), gpu, limits)
+}
+
+// serveMPS is where the programs of a grant find their MPS server, which runs then; "" for grants of another tier.
+func (g *grants) serveMPS(grant share.Grant) (pipe string, err error) {
+	for _, d := range grant.Devices {
+		if d.Tier == share.TierMPS {
+			return g.settleMPS(d.UUID) // such a grant has one device
+		}
+	}
+	return "", nil
+}
+
+// endMPS ends, or narrows, what a grant that is off the record needed.
+func (g *grants) endMPS(grant share.Grant) {
+	if _, err := g.serveMPS(grant); err != nil { // sweepMPS tries again
+		g.log.Error("cannot settle MPS after the end of a share", "error", err)
+	}
+}
+
+// sweepMPS ends daemons that could not be ended before.
+func (g *grants) sweepMPS() {
+	want := mpsWanted(g.ledger.Entries())
+	for _, gpu := range g.mps.Cards() {
+		if _, wanted := want[gpu]; wanted {
+			continue
+		}
+		if _, err := g.settleMPS(gpu); err != nil {
+			g.log.Error("cannot stop MPS", "error", err)
+		}
+	}
+}
+
+func (g *grants) restoreMPS(entries []ledger.Entry) {
+	if err := g.mps.Restore(context.Background(), mpsWanted(entries)); err != nil {
+		g.log.Error("cannot take up MPS", "error", err)
+	}
+}
+
+// onMPS is the supervisor's Notify.
+func (g *grants) onMPS(e mps.Event) {
+	level := slog.LevelInfo
+	switch e.Kind {
+	case mps.Died, mps.Failed, mps.Stray:
+		level = slog.LevelWarn
+	}
+	g.log.Log(context.Background(), level, string(e.Kind), "gpu", e.GPU, "reason", e.Message)
+	g.changed.tell()
+}
+
+// mpsState is the card's daemon for kerf top; nil where it has none.
+func (g *grants) mpsState(gpu node.UUID) *mps.State {
+	state, ok := g.mps.State(gpu)
+	if !ok {
+		return nil
+	}
+	return &state
+}
+
+// noMPS is why the tier is not to be had on this node; "" if it is.
+func (h *hardware) noMPS() string {
+	_, err := mps.Find(h.root)
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// errMPSFixed is the answer to a change of what only a connection to the server decides.
+var errMPSFixed = errors.New("it is of tier mps, where a program gets its cores when it connects to the MPS server, and nobody waits for a turn by class; end it, and ask for another")
