@@ -6,7 +6,8 @@
  *
  * Work that passes a shared gate is priced: by function, by executable graph, by kind and size of copy. Behind every 200 us of
  * it an event without timing is recorded, and when the event has passed, the price is corrected by the time that it took
- * since the one before. Prices are only for the queue's bound; a tenant pays for time, not for estimates.
+ * since the one before. What only marks or waits has no price, or it would take half of its neighbour's. Prices are only for
+ * the queue's bound; a tenant pays for time, not for estimates.
  *
  * A stream that captures is never touched: who begins a capture, or joins one by waiting for an event, does so under
  * lanes_lock, and under it a stream is asked whether it captures before anything else is done with it.
@@ -353,7 +354,9 @@ void kerf_lane_submitted(struct lane *l, uint64_t key)
 	uint64_t now;
 
 	lock(&lanes_lock);
-	if (l->id) {
+	if (l->id)
+		l->touched = true;
+	if (l->id && key) {
 		now = kerf_now();
 		if (g->n && g->key != key)
 			g->ns = worth(g), g->key = 0;
@@ -363,7 +366,6 @@ void kerf_lane_submitted(struct lane *l, uint64_t key)
 		g->ns += price_of(key);
 		if (!l->count && g->n == 1)
 			l->since = now;
-		l->touched = true;
 		if (worth(g) >= SEGMENT_NS || g->n >= SEGMENT_MAX)
 			mark(l, now);
 	}

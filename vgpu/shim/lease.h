@@ -29,7 +29,7 @@ struct keeper {
 struct pass {
 	struct keeper *keeper; /* NULL: nothing is to be done */
 	struct lane *lane;     /* NULL: of no stream, or one that captures */
-	uint64_t key;          /* what is launched, for its price */
+	uint64_t key;          /* what is launched, for its price; 0: what takes no time of the GPU */
 };
 
 struct keeper *kerf_keeper_of(const struct share *s); /* NULL: none of this process's shares */
