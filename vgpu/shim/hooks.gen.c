@@ -605,5 +605,6 @@ struct hook kerf_hooks[HOOKS] = {
 	[H_cuStreamQuery] = { "cuStreamQuery", NULL, NULL, "cuStreamQuery", 2000, 0, false },
 	[H_cuEventCreate] = { "cuEventCreate", NULL, NULL, "cuEventCreate", 2000, 0, false },
 	[H_cuEventDestroy_v2] = { "cuEventDestroy_v2", NULL, NULL, "cuEventDestroy", 4000, 0, false },
+	[H_cuEventElapsedTime] = { "cuEventElapsedTime", NULL, NULL, "cuEventElapsedTime", 2000, 0, false },
 	[H_cuEventQuery] = { "cuEventQuery", NULL, NULL, "cuEventQuery", 2000, 0, false },
 };

@@ -155,7 +155,7 @@ struct kerf_welcome {
 /* by the process */
 #define KERF_LEASE_BEGAN   3u /* it waits at the gate, or was seen to submit */
 #define KERF_LEASE_ENDED   4u /* it has submitted nothing for a while, and all is done */
-#define KERF_LEASE_DRAINED 5u
+#define KERF_LEASE_DRAINED 5u /* flags: microseconds for which it had work since the drain before, at least 1; 0: it cannot tell */
 
 struct kerf_lease {
 	uint32_t kind;
