@@ -1,6 +1,7 @@
 package arbiter
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -20,17 +21,50 @@ func (s *step) pass(now time.Duration) {
 	if dt == 0 {
 		return
 	}
-	for i, rate := range s.rates() {
+	rates := s.rates()
+	for i, rate := range rates {
 		t := &s.tenants[i]
 		cost := s.cost(t, dt)
-		t.got += cost
-		t.credit += time.Duration(int64(dt)*rate/whole) - cost
-		t.allowance += dt*time.Duration(t.Cores)/100 - cost
+		t.credit += time.Duration(int64(dt) * rate / whole)
+		t.allowance += dt * time.Duration(t.Cores) / 100
+		t.pay(cost)
 		if t.occupies() && t.working() {
 			t.used = now
 		}
 	}
-	s.level()
+	s.level(rates)
+}
+
+func (t *tenancy) pay(cost time.Duration) {
+	t.paid += cost
+	t.got += cost
+	t.credit -= cost
+	t.allowance -= cost
+}
+
+// believed is the part of what a lease cost that a tenant gets back, at most, where it says that the GPU had nothing to do.
+// Some of that is the machine's doing: a thread takes time to wake up at its gate, and on a busy machine to submit more. But a
+// tenant that leaves the GPU idle keeps it from the others all the same, and one that lies must not gain much by it.
+const believed = 4
+
+// grace is how much of a drain is not charged where the tenant could submit without bound, since nobody else was there. A program
+// has some hundreds of launches queued then, by no fault of its own, and one with a small share would be off the GPU for as
+// long as twenty times their length.
+const grace = 500 * time.Millisecond
+
+// giveBack settles a lease that has ended. The way of the last report is not charged, nor, within bounds, is time without work.
+func (s *step) giveBack(t *tenancy) {
+	if len(t.processes) == 0 {
+		return
+	}
+	back := s.cost(t, s.clock-max(t.ended, t.since))
+	if !t.unmeasured {
+		back = max(back, min(t.paid-t.worked, back+(t.paid-back)/believed))
+	}
+	if t.loose {
+		back = max(back, min(s.clock-t.since, grace))
+	}
+	t.pay(-back)
 }
 
 // cost is what a tenant pays for dt. The driver gives equal slices to all who have work on a GPU.
@@ -126,11 +160,12 @@ func (t *tenancy) bound(room, weight []int64) ratio {
 // level moves the credit of all who compete with each other up or down together, until somebody among them is even. Only
 // differences count, and a tenant that joins must find itself among the others, not far below or above them: GPUs that
 // stand still while memory moves or a gang assembles give everybody credit, and caps that add up to less than a GPU debt.
-func (s *step) level() {
+// Everybody moves by what is due to it of the same time: moved by the same amount, the lightest would lose most of what it has.
+func (s *step) level(rates []int64) {
 	seen := make([]bool, len(s.tenants))
 	for i := range s.tenants {
 		if t := &s.tenants[i]; !seen[i] && t.earns() {
-			s.levelGroup(s.rivals(i, seen))
+			s.levelGroup(s.rivals(i, seen), rates)
 		}
 	}
 	for i := range s.tenants {
@@ -157,19 +192,21 @@ func (s *step) portion(t *tenancy) time.Duration {
 	return s.rules.Lease * time.Duration(100-t.Cores) / 100
 }
 
-func (s *step) levelGroup(group []*tenancy) {
-	low, high := group[0].credit, group[0].credit
-	for _, t := range group[1:] {
-		low, high = min(low, t.credit), max(high, t.credit)
+func (s *step) levelGroup(group []int, rates []int64) {
+	due := func(i int) int64 { return max(1, rates[i]) }
+	low, high := int64(math.MaxInt64), int64(math.MinInt64) // of the time that gives somebody its credit
+	for _, i := range group {
+		t := int64(s.tenants[i].credit) * whole / due(i)
+		low, high = min(low, t), max(high, t)
 	}
-	shift := min(0, -low) + max(0, -high)
-	for _, t := range group {
-		t.credit += shift
+	shift := max(0, low) + min(0, high)
+	for _, i := range group {
+		s.tenants[i].credit -= time.Duration(shift * due(i) / whole)
 	}
 }
 
 // rivals is everyone of a tenant's rank who earns on its GPUs, or on theirs, and so on.
-func (s *step) rivals(first int, seen []bool) (group []*tenancy) {
+func (s *step) rivals(first int, seen []bool) (group []int) {
 	gpus, rank := s.tenants[first].gpus, s.tenants[first].rank()
 	for grown := true; grown; {
 		grown = false
@@ -180,7 +217,7 @@ func (s *step) rivals(first int, seen []bool) (group []*tenancy) {
 			}
 			seen[i], grown = true, true
 			gpus |= t.gpus
-			group = append(group, t)
+			group = append(group, i)
 		}
 	}
 	return group

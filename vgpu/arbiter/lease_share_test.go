@@ -73,6 +73,53 @@ func checkShares(t *testing.T, cores []node.Percent, longest time.Duration, seed
 	}
 }
 
+// A machine whose threads wake up late: the GPU has nothing to do for a part of every lease, more of it in some tenants' leases
+// than in others', and what is queued when a lease ends differs too. Nobody's share may suffer from that.
+func TestSharesOnABusyMachine(t *testing.T) {
+	for name, cores := range map[string][]node.Percent{
+		"four equal":       {25, 25, 25, 25},
+		"eight unequal":    {25, 20, 15, 15, 10, 5, 5, 5},
+		"a heavy and ones": {70, 10, 10, 10},
+	} {
+		m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+		m.slow = true
+		sum := node.Percent(0)
+		for i, c := range cores {
+			g := m.join(tenantOn(fmt.Sprint("t", i), c, 0), kernels([]time.Duration{5 * ms, ms / 5, 2 * ms}[i%3]), i+1)
+			g.ahead = 4 * ms
+			m.work(g, true)
+			sum += c
+		}
+		var due []float64
+		for _, c := range cores {
+			due = append(due, float64(c)/float64(sum))
+		}
+		m.run(42 * time.Second)
+		used := time.Duration(0)
+		for _, g := range m.guests {
+			used += g.used(2*time.Second, 42*time.Second)
+		}
+		second, ten := worst(m, due, 2*time.Second, 42*time.Second, time.Second), worst(m, due, 2*time.Second, 42*time.Second, 10*time.Second)
+		t.Logf("%s: the GPU works for %.2f of the time; share error %.3f over a second, %.4f over ten", name, used.Seconds()/40, second, ten)
+		if second > 0.05 || ten > 0.01 { // the worst second of 40, where leases are 30 ms long
+			t.Errorf("%s: share error %.3f over a second, %.4f over ten seconds; want at most 0.05 and 0.01", name, second, ten)
+		}
+	}
+}
+
+// A tenant that says that it left the GPU idle is believed to a quarter: its share grows by a third, and no further.
+func TestLyingAboutIdleTime(t *testing.T) {
+	m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+	liar := m.join(tenantOn("liar", 50, 0), kernels(ms), 1)
+	liar.liar = true
+	m.work(liar, true)
+	m.work(m.join(tenantOn("honest", 50, 0), kernels(ms), 2), true)
+	m.run(22 * time.Second)
+	if got := liar.used(2*time.Second, 22*time.Second).Seconds() / 20; got > 0.58 {
+		t.Errorf("got %.3f of the GPU, want at most 4/7", got)
+	}
+}
+
 func TestSharesRandom(t *testing.T) {
 	for seed := range uint64(6) {
 		r := rand.New(rand.NewPCG(seed, 2))

@@ -191,7 +191,7 @@ func fuzzEvent(m *machine, verb, b byte) LeaseEvent {
 	}
 	return []LeaseEvent{
 		TenantJoined{tenant}, TenantChanged{tenant}, TenantLeft{id}, ProcessJoined{id, pid}, ProcessEnded{id, pid}, WorkBegan{id, pid}, WorkEnded{id, pid},
-		Drained{id, pid, lease, m.now - time.Duration(b)*ms}, TimerFired{}, MemoryAsked{id, pid, gpu, bytes}, MemoryFreed{id, pid, gpu, bytes, b&0x20 != 0},
+		Drained{id, pid, lease, m.now - time.Duration(b)*ms, time.Duration(b>>6) * 10 * ms, b&0x10 != 0}, TimerFired{}, MemoryAsked{id, pid, gpu, bytes}, MemoryFreed{id, pid, gpu, bytes, b&0x20 != 0},
 		Swapped{id, pid, gpu, bytes, false}, Swapped{id, pid, gpu, bytes, true},
 	}[int(verb&0x7f)%13]
 }

@@ -43,6 +43,11 @@ type tenancy struct {
 	ended time.Duration // draining: the latest end of work reported
 	lease uint64
 
+	paid       time.Duration // in this lease
+	worked     time.Duration // in this lease, as its processes say that have drained
+	unmeasured bool          // one of them cannot tell
+	loose      bool          // it could submit without bound
+
 	got       time.Duration // in all
 	credit    time.Duration
 	allowance time.Duration

@@ -38,6 +38,7 @@ type lessee struct {
 	live  *liveShare
 	gate  uint32
 	loose bool                 // its gate was simply open since it last drained, so nobody watched what it submitted
+	late  bool                 // it was loose before the drain that is under way
 	busy  time.Duration        // when it last had work
 	procs map[int]*leaseClient // by slot
 	got   time.Duration        // in all, as Step charged it
@@ -112,7 +113,7 @@ func (l *lessor) carryOut(decision Decision, now time.Duration) {
 		for slot := range t.procs {
 			t.send(slot, region.Lease{Kind: region.LeaseDrain, Lease: d.Lease, Flags: flagOf(t.loose)})
 		}
-		t.loose = false
+		t.late, t.loose = t.loose, false
 	case SetTimer:
 		l.timer.Stop()
 		if d.At > 0 {
@@ -356,8 +357,16 @@ func (l *lessor) serve(id string, slot int, conn *net.UnixConn) {
 		case region.LeaseEnded:
 			l.do(WorkEnded{id, slot})
 		case region.LeaseDrained:
-			l.do(Drained{id, slot, message.Lease, time.Duration(min(message.At, 1<<62))})
+			l.drained(id, slot, message)
 		}
+	}
+}
+
+func (l *lessor) drained(id string, slot int, m region.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.tenants[id]; t != nil {
+		l.step(Drained{id, slot, m.Lease, time.Duration(min(m.At, 1<<62)), time.Duration(m.Flags) * time.Microsecond, t.late})
 	}
 }
 
