@@ -60,7 +60,7 @@ func runCommand(o *options) *cobra.Command {
 	}
 	cmd.Flags().SetInterspersed(false) // flags after the command are the command's
 	cmd.Flags().Var(&request.Memory, "memory", "GPU memory, guaranteed and limit, on each GPU: 16Gi, 512Mi")
-	cmd.Flags().Var(&request.Cores, "cores", "percent of each GPU's time, 0 to 100; 0 is what all who have some leave")
+	cmd.Flags().Var(&request.Cores, "cores", "percent of each GPU's time, 0 to 100; 0 is what others of the class leave, 2 at least for all such together")
 	cmd.Flags().IntVar(&request.GPUs, "gpus", 0, "how many GPUs (default 1)")
 	cmd.Flags().StringVar(&gpus, "gpu", "", "which GPUs, by index or UUID, separated by commas (default any)")
 	cmd.Flags().StringVar((*string)(&request.Class), "class", string(share.Guaranteed), "guaranteed, burstable or besteffort")

@@ -88,7 +88,7 @@ func (s *step) cost(t *tenancy, dt time.Duration) time.Duration {
 // earns says whose books move. Who sleeps with debts goes on paying them, or sleeping would be a way around them.
 func (t *tenancy) earns() bool { return t.busy() || t.occupies() || t.credit < 0 }
 
-// rates is the part of the time that is due to each tenant now, by rank, and by weight within a rank. A gang is bound by the
+// rates is the part of the time that is due to each tenant now, by rank, and by cores within a rank. A gang is bound by the
 // most wanted of its GPUs; what it so leaves on the others is for the rest there.
 func (s *step) rates() []int64 {
 	rates := make([]int64, len(s.tenants))
@@ -96,16 +96,47 @@ func (s *step) rates() []int64 {
 	for g := range room {
 		room[g] = whole
 	}
-	for rank := range 2 * len(share.Classes) {
-		var open []int
+	for rank := range share.Classes {
+		var guaranteed, rest []int
 		for i := range s.tenants {
-			if t := &s.tenants[i]; t.rank() == rank && t.earns() {
-				open = append(open, i)
+			switch t := &s.tenants[i]; {
+			case t.rank() != rank || !t.earns():
+			case t.Cores == 0:
+				rest = append(rest, i)
+			default:
+				guaranteed = append(guaranteed, i)
 			}
 		}
-		s.fill(rates, room, open)
+		s.floor(rates, room, rest)
+		s.fill(rates, room, guaranteed)
+		s.fill(rates, room, rest)
 	}
 	return rates
+}
+
+// floorPart is the time of a GPU that is for all tenants without cores of a class together, while others of their class are
+// busy. It is within the error that shares have, so that it takes nothing from a guarantee; with none at all they would wait
+// for as long as anybody else has work, and what waits for minutes is taken for hung.
+const floorPart = whole * 2 / 100
+
+func (s *step) floor(rates, room []int64, rest []int) {
+	count := make([]int64, len(room))
+	for _, i := range rest {
+		for _, g := range s.tenants[i].GPUs {
+			count[g]++
+		}
+	}
+	for _, i := range rest {
+		rates[i] = whole
+		for _, g := range s.tenants[i].GPUs {
+			rates[i] = min(rates[i], min(floorPart, room[g])/count[g])
+		}
+	}
+	for _, i := range rest {
+		for _, g := range s.tenants[i].GPUs {
+			room[g] -= rates[i]
+		}
+	}
 }
 
 // ratio is room for each unit of weight.
@@ -113,7 +144,7 @@ type ratio struct{ room, weight int64 }
 
 func (r ratio) less(than ratio) bool { return r.room*than.weight < than.room*r.weight }
 
-// fill raises the rates of the open tenants together until each is bound by a full GPU or its own limit.
+// fill raises the rates of the open tenants together, by weight, until each is bound by a full GPU or its own limit.
 func (s *step) fill(rates, room []int64, open []int) {
 	for len(open) > 0 {
 		weight := make([]int64, len(room))
@@ -135,9 +166,10 @@ func (s *step) fill(rates, room []int64, open []int) {
 			if lowest.less(t.bound(before, weight)) {
 				return false
 			}
-			rates[i] = lowest.room * t.weight() / lowest.weight
+			rate := lowest.room * t.weight() / lowest.weight
+			rates[i] += rate
 			for _, g := range t.GPUs {
-				room[g] -= min(rates[i], room[g])
+				room[g] -= min(rate, room[g])
 			}
 			return true
 		})

@@ -196,6 +196,53 @@ func TestGangs(t *testing.T) {
 	}
 }
 
+// Tenants without cores have what the others leave, and a fiftieth of the GPU together while those leave nothing.
+func TestWithoutCores(t *testing.T) {
+	m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+	half := m.join(tenantOn("half", 50, 0), kernels(5*ms), 1)
+	other := m.join(tenantOn("other", 50, 0), kernels(5*ms), 2)
+	var rest []*guest
+	for i := range 3 {
+		rest = append(rest, m.join(tenantOn(fmt.Sprint("rest", i), 0, 0), kernels(5*ms), i+3))
+	}
+	for _, g := range m.guests {
+		m.work(g, true)
+	}
+	m.run(122 * time.Second)
+	for _, g := range []*guest{half, other} {
+		if got := g.used(2*time.Second, 122*time.Second).Seconds() / 120; got < 0.475 || got > 0.5 {
+			t.Errorf("%s got %.3f of the GPU, want 0.49", g.ID, got)
+		}
+	}
+	for _, g := range rest {
+		if got := g.used(2*time.Second, 122*time.Second).Seconds() / 120; got < 0.004 || got > 0.009 || g.longest > 6*time.Second {
+			t.Errorf("%s got %.4f of the GPU and waited %s, want a third of a fiftieth and some seconds at most", g.ID, got, g.longest)
+		}
+	}
+	m.stop(half)
+	m.stop(other)
+	from := m.now
+	m.run(30 * time.Second)
+	for _, g := range rest {
+		if got := g.used(from, m.now).Seconds() / 30; got < 0.3 {
+			t.Errorf("%s got %.3f of the GPU while nobody else had work, want a third", g.ID, got)
+		}
+	}
+}
+
+// A tenant without cores goes before a lower class all the same, and behind a higher one.
+func TestWithoutCoresByClass(t *testing.T) {
+	m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+	low := tenantOn("low", 50, 0)
+	low.Class = share.Burstable
+	m.work(m.join(low, kernels(ms), 1), true)
+	m.work(m.join(tenantOn("none", 0, 0), kernels(ms), 2), true)
+	m.run(10 * time.Second)
+	if got := m.guest("low").used(2*time.Second, m.now); got > 0 {
+		t.Errorf("the lower class got %s while the higher one had work", got)
+	}
+}
+
 func TestGangAndSingles(t *testing.T) {
 	m := newMachine(t, 1, DefaultLeaseRules(node.GiB, node.GiB))
 	m.work(m.join(tenantOn("gang", 50, 0, 1), kernels(5*ms), 1), true)

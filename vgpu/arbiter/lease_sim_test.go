@@ -199,6 +199,14 @@ func (m *machine) work(g *guest, on bool) {
 	m.launch(g)
 }
 
+// stop ends a guest's work once its kernel has.
+func (m *machine) stop(g *guest) {
+	for g.working {
+		m.work(g, false)
+		m.run(ms)
+	}
+}
+
 // launch starts a guest's next kernel if it can.
 func (m *machine) launch(g *guest) {
 	if !(g.open || g.tail > 0) || !g.working || g.pid != 0 || len(g.pids) == 0 {

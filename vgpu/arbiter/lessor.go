@@ -484,7 +484,7 @@ func (l *lessor) whoIsBefore(t *tenancy, now time.Duration) string {
 		reason := "whose turn it is"
 		switch {
 		case o.rank() < t.rank():
-			reason = fmt.Sprintf("which goes before it (%s with %s of the cores, against %s with %s)", o.Class, o.Cores, t.Class, t.Cores)
+			reason = fmt.Sprintf("which goes before it (%s, against %s)", o.Class, t.Class)
 		case o.phase == draining:
 			reason = "whose work is ending"
 		case o.credit > t.credit:
