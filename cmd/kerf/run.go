@@ -25,6 +25,7 @@ import (
 func runCommand(o *options) *cobra.Command {
 	var request share.Request
 	var gpus string
+	var burst bool
 	cmd := &cobra.Command{
 		Use:   "run --memory SIZE [flags] -- COMMAND [ARG…]",
 		Short: "Run a program in a slice of a GPU",
@@ -51,6 +52,7 @@ func runCommand(o *options) *cobra.Command {
 			case gpus != "":
 				request.GPU = strings.Split(gpus, ",")
 			}
+			request.Capped = !burst
 			// Bad values are refused before anything is asked of kerfd.
 			if _, err := request.Normalize(); err != nil {
 				return exitError{exitUsage, err}
@@ -64,6 +66,7 @@ func runCommand(o *options) *cobra.Command {
 	cmd.Flags().IntVar(&request.GPUs, "gpus", 0, "how many GPUs (default 1)")
 	cmd.Flags().StringVar(&gpus, "gpu", "", "which GPUs, by index or UUID, separated by commas (default any)")
 	cmd.Flags().StringVar((*string)(&request.Class), "class", string(share.Guaranteed), "guaranteed, burstable or besteffort")
+	cmd.Flags().BoolVar(&burst, "burst", true, "may use GPU time that others leave; =false: --cores is a limit")
 	_ = cmd.RegisterFlagCompletionFunc("class", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		names := make([]string, len(share.Classes))
 		for i, class := range share.Classes {

@@ -1,6 +1,7 @@
 package arbiter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -63,12 +64,14 @@ const (
 // unlimited is the memory of every place: residency is not leased here.
 const unlimited = 1 << 60
 
-func newLessor(notify func(...Event)) (*lessor, error) {
+func newLessor(notify func(...Event), drain time.Duration) (*lessor, error) {
 	memory := make([]node.Bytes, maxLeaseGPUs)
 	for i := range memory {
 		memory[i] = unlimited
 	}
-	leases, err := NewLeases(DefaultLeaseRules(memory...))
+	rules := DefaultLeaseRules(memory...)
+	rules.DrainTimeout = cmp.Or(drain, rules.DrainTimeout)
+	leases, err := NewLeases(rules)
 	if err != nil {
 		return nil, err
 	}

@@ -69,9 +69,10 @@ type Config struct {
 	Shares   string // directory of the shares' directories
 	Sessions string // directory of the rosters; both live on a tmpfs, as sessions do not outlive a boot
 	Memory   Memory
-	Leases   bool        // GPU time is leased; else every gate is open
-	Hold     bool        // while kerfd is away shut gates stay shut; else they open
-	Notify   func(Event) // called without a lock held; must not block for long
+	Leases   bool          // GPU time is leased; else every gate is open
+	Hold     bool          // while kerfd is away shut gates stay shut; else they open
+	Drain    time.Duration // after it others go on beside a tenant that has not drained; 0: as DefaultLeaseRules
+	Notify   func(Event)   // called without a lock held; must not block for long
 	Now      func() time.Time
 }
 
@@ -104,7 +105,7 @@ func New(config Config) (*Server, error) {
 	}
 	if config.Leases {
 		var err error
-		if s.lessor, err = newLessor(s.notify); err != nil {
+		if s.lessor, err = newLessor(s.notify, config.Drain); err != nil {
 			return nil, err
 		}
 	}
