@@ -20,7 +20,7 @@ import (
 func libraries(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, name := range []string{"libcuda.so.1", "libnvidia-ml.so.1"} {
+	for _, name := range []string{"libcuda.so.1", "libnvidia-ml.so.1", "nvidia-cuda-mps-control"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o755); err != nil {
 			t.Fatal(err)
 		}

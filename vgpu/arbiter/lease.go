@@ -9,7 +9,8 @@ package arbiter
 //
 //	credit     the time that a tenant is owed, as against the others who want the same GPUs; negative, it is debt
 //	allowance  the time that a tenant which may not burst has left
-//	rank       its class, below those who guaranteed themselves time: a higher rank with work goes first, always
+//	rank       its class: a higher rank with work goes first, always
+//	floor      a fiftieth of a GPU's time, for all tenants of a class that guaranteed themselves none
 //	straggler  a tenant whose drain timed out. The driver slices time between it and the next holder, so each pays its part
 //	stay       how long memory that was brought in is left alone, while it is used: ten times what bringing it in took
 //

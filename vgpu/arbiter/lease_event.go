@@ -47,12 +47,16 @@ type (
 		Process int
 	}
 
-	// Drained answers StartDrain: the work of the process ended at At, which may be before its gate shut.
+	// Drained answers StartDrain: the work of the process ended at At, which may be before its gate shut. Worked is for how
+	// long it had work during the lease; 0: it cannot tell. Loose says that it could submit without bound for a part of the lease,
+	// since nobody else was there.
 	Drained struct {
 		Tenant  string
 		Process int
 		Lease   uint64
 		At      time.Duration
+		Worked  time.Duration
+		Loose   bool
 	}
 
 	// TimerFired says that the time of SetTimer has come.
@@ -138,6 +142,7 @@ func (e ProcessEnded) apply(s *step) error {
 		return err
 	}
 	wasBusy := t.busy()
+	t.unmeasured = true // what it did in this lease is not known
 	t.processes = slices.DeleteFunc(t.processes, func(p process) bool { return p.id == e.Process })
 	s.rested(t, wasBusy)
 	s.endDrain(t)
@@ -178,6 +183,11 @@ func (e Drained) apply(s *step) error {
 	if e.Lease != t.lease || (t.phase != draining && t.phase != straggling) {
 		return fmt.Errorf("drained report of tenant %q for lease %d: that is not being drained; it came late", e.Tenant, e.Lease)
 	}
+	if !p.drained {
+		t.worked += max(e.Worked, 0)
+		t.unmeasured = t.unmeasured || e.Worked <= 0
+	}
+	t.loose = t.loose || e.Loose
 	p.drained = true
 	t.ended = max(t.ended, min(e.At, s.clock))
 	s.endDrain(t)

@@ -84,7 +84,7 @@ func TestResidency(t *testing.T) {
 			for _, e := range tt.events {
 				events = append(events, e)
 				for lease := range uint64(3) {
-					events = append(events, Drained{"a", 1, lease + 1, 0})
+					events = append(events, Drained{"a", 1, lease + 1, 0, 0, false})
 				}
 			}
 			_, moves, _ := script(t, 10*gi, events...)
@@ -119,7 +119,7 @@ func TestLeaseRefusals(t *testing.T) {
 		{"unknown tenant", WorkBegan{"x", 1}, `tenant "x": not known; it must join first`},
 		{"unknown process", WorkBegan{"a", 2}, `process 2 of tenant "a": not known; it has ended, or must join first`},
 		{"another group", TenantChanged{LeaseTenant{ID: "a", Class: share.Guaranteed}}, `tenant "a", GPUs []: the GPUs of a tenant do not change while it lives; let it leave and join again`},
-		{"late report", Drained{"a", 1, 9, 0}, `drained report of tenant "a" for lease 9: that is not being drained; it came late`},
+		{"late report", Drained{"a", 1, 9, 0, 0, false}, `drained report of tenant "a" for lease 9: that is not being drained; it came late`},
 		{"memory beyond the GPU", MemoryIs{"a", 1, 0, 4 * gi, 7 * gi, true, false},
 			`memory 7Gi: tenant "a" has 4Gi on GPU 0, and beside what others keep resident there is room for 10Gi; free some, or lower their minResident`},
 		{"memory elsewhere", MemoryIs{"a", 1, 3, 0, gi, true, false}, `GPU 3: not one of tenant "a", which has [0]`},

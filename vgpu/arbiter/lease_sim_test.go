@@ -2,7 +2,6 @@ package arbiter
 
 import (
 	"container/heap"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -30,6 +29,7 @@ type machine struct {
 	idle   int      // events since time passed, but by a timer
 	faulty bool     // now and then memory does not move
 	lies   bool     // processes say what they like of their memory
+	slow   bool     // the host is busy: threads wake up late, and the GPU has nothing to do meanwhile
 	guests []*guest // in the order in which they joined
 }
 
@@ -47,8 +47,12 @@ type guest struct {
 	pid     int           // whose kernel runs, 0: none does
 	start   time.Duration // of the kernel
 	end     time.Duration
-	waiting time.Duration // since when it has had work and a shut gate
-	longest time.Duration // that it waited
+	waiting time.Duration         // since when it has had work and a shut gate
+	longest time.Duration         // that it waited
+	ahead   time.Duration         // what it has queued behind the running kernel when its gate shuts, at most
+	tail    time.Duration         // the rest of that
+	worked  map[int]time.Duration // by process, since it drained
+	liar    bool                  // says that it did nothing
 	opens   int
 	busy    []time.Duration // by bin
 }
@@ -149,7 +153,7 @@ func (m *machine) guest(id string) *guest {
 }
 
 func (m *machine) join(tenant LeaseTenant, kernel func(*rand.Rand) time.Duration, pids ...int) *guest {
-	g := &guest{LeaseTenant: tenant, kernel: kernel}
+	g := &guest{LeaseTenant: tenant, kernel: kernel, worked: make(map[int]time.Duration)}
 	m.guests = append(m.guests, g)
 	m.step(TenantJoined{tenant})
 	if _, err := m.leases.find(tenant.ID); err != nil {
@@ -204,23 +208,46 @@ func (m *machine) work(g *guest, on bool) {
 	m.launch(g)
 }
 
+// stop ends a guest's work once its kernel has.
+func (m *machine) stop(g *guest) {
+	for g.working {
+		m.work(g, false)
+		m.run(ms)
+	}
+}
+
 // launch starts a guest's next kernel if it can.
 func (m *machine) launch(g *guest) {
-	if !g.open || !g.working || g.pid != 0 || len(g.pids) == 0 {
+	if !(g.open || g.tail > 0) || !g.working || g.pid != 0 || len(g.pids) == 0 {
 		return
 	}
 	m.exclusive(g)
-	pid := g.pids[g.next%len(g.pids)]
-	g.next++
+	if g.open {
+		g.next++
+	}
+	pid := g.pids[g.next%len(g.pids)] // what was queued is of one process
 	length := g.kernel(m.rng)
+	g.tail -= length
 	g.pid, g.start, g.end = pid, m.now, m.now+length
 	m.after(length, func() {
 		if g.pid == pid && g.end == m.now {
 			m.record(g, m.now)
 			g.pid = 0
-			m.launch(g)
+			if late := m.stall(g); late > 0 {
+				m.after(late, func() { m.launch(g) })
+			} else {
+				m.launch(g)
+			}
 		}
 	})
+}
+
+// stall is for how long the GPU has nothing to do, because a thread is late to submit more: at times, and longer for some
+func (m *machine) stall(g *guest) time.Duration {
+	if !m.slow || !g.open || m.rng.IntN(20) > 0 {
+		return 0
+	}
+	return time.Duration(m.rng.Int64N(int64(3*ms))) / time.Duration(1+g.pids[0]%3)
 }
 
 // exclusive checks what leases are for.
@@ -234,6 +261,7 @@ func (m *machine) exclusive(g *guest) {
 
 // record books the kernel that ran until end.
 func (m *machine) record(g *guest, end time.Duration) {
+	g.worked[g.pid] += end - g.start
 	for at := g.start; at < end; {
 		for len(g.busy) <= int(at/bin) {
 			g.busy = append(g.busy, 0)
@@ -263,10 +291,14 @@ func (m *machine) carryOut(d Decision) {
 		if g.working {
 			g.longest = max(g.longest, m.now-g.waiting)
 		}
-		m.after(0, func() { m.launch(g) })
+		g.tail = 0
+		m.after(m.wakeUp(), func() { m.launch(g) })
 	case CloseGate:
 		if g := m.guest(d.Tenant); g != nil {
 			g.open, g.waiting = false, m.now
+			if g.tail = 0; g.ahead > 0 && g.pid != 0 {
+				g.tail = time.Duration(m.rng.Int64N(int64(g.ahead)))
+			}
 		}
 	case StartDrain:
 		m.drain(m.guest(d.Tenant), d.Lease)
@@ -279,15 +311,33 @@ func (m *machine) carryOut(d Decision) {
 	}
 }
 
+// wakeUp is how long a thread at the gate takes to submit.
+func (m *machine) wakeUp() time.Duration {
+	if !m.slow {
+		return 0
+	}
+	return time.Duration(m.rng.Int64N(int64(3 * ms)))
+}
+
 func (m *machine) drain(g *guest, lease uint64) {
 	for _, pid := range g.pids {
-		end := m.now
-		if g.pid == pid {
-			end = g.end
-		}
-		way := 50*time.Microsecond + time.Duration(m.rng.Int64N(int64(100*time.Microsecond)))
-		m.after(end-m.now+way, func() { m.answer(g, pid, Drained{g.ID, pid, lease, end}) })
+		m.drained(g, pid, lease)
 	}
+}
+
+// drained answers when the work of a process has ended, and a while later.
+func (m *machine) drained(g *guest, pid int, lease uint64) {
+	if g.pid == pid {
+		m.after(g.end-m.now, func() { m.drained(g, pid, lease) })
+		return
+	}
+	way := 50*time.Microsecond + time.Duration(m.rng.Int64N(int64(100*time.Microsecond))) + m.wakeUp()/3
+	e := Drained{g.ID, pid, lease, m.now, max(1, g.worked[pid]), false}
+	if g.liar {
+		e.Worked = 1
+	}
+	delete(g.worked, pid)
+	m.after(way, func() { m.answer(g, pid, e) })
 }
 
 // answer reports something unless the process is gone; a frozen one reports it when it thaws.
@@ -371,96 +421,6 @@ func (m *machine) move(g *guest, pid, gpu int, bytes node.Bytes, out bool) {
 			return g.is(pid, gpu)
 		})
 	})
-}
-
-// check holds whatever happens.
-func (m *machine) check(e LeaseEvent, next Leases, decisions []Decision) {
-	fail := func(format string, args ...any) {
-		m.t.Helper()
-		m.t.Fatalf("at %s, step %d, after %T%+v: %s\ndecisions %+v\nstate %+v", m.now, m.steps, e, e, fmt.Sprintf(format, args...), decisions, next)
-	}
-	s := step{Leases: next}
-	for gpu, memory := range next.memory {
-		var used node.Bytes
-		var holder string
-		for i := range next.tenants {
-			t := &next.tenants[i]
-			on := t.on(gpu)
-			used += on.resident + on.in
-			if t.holds() && t.gpus.has(gpu) {
-				if holder != "" {
-					fail("GPU %d is held by %s and %s", gpu, holder, t.ID)
-				}
-				holder = t.ID
-			}
-		}
-		if used > memory && !m.lies {
-			fail("GPU %d has %d bytes, %d are used", gpu, memory, used)
-		}
-	}
-	for i := range next.tenants {
-		m.checkTenant(&s, &next.tenants[i], fail)
-	}
-	m.checkDecisions(next, decisions, fail)
-}
-
-func (m *machine) checkTenant(s *step, t *tenancy, fail func(string, ...any)) {
-	for _, p := range t.processes {
-		for _, mem := range p.memory {
-			if mem.resident+mem.in > mem.total || mem.out > mem.resident {
-				fail("%s: memory %+v does not add up", t.ID, mem)
-			}
-		}
-	}
-	if t.phase == running && s.timer == 0 && t.capped() {
-		fail("%s: nothing will end its lease", t.ID)
-	}
-	if !t.working() || t.phase != closed {
-		return
-	}
-	held := false
-	for i := range s.tenants {
-		o := &s.tenants[i]
-		held = held || o.gpus.overlaps(t.gpus) && o.holds()
-		one := len(o.GPUs) == 1 && len(t.GPUs) == 1 && o.gpus == t.gpus
-		if one && o.phase == running && o.rank() > t.rank() && t.complete() && !t.resting {
-			fail("%s waits for %s, which is below it", t.ID, o.ID)
-		}
-		if one && o.phase == running && !o.working() && t.complete() && !t.resting {
-			fail("%s waits for %s, which is idle", t.ID, o.ID)
-		}
-	}
-	if !held && s.timer == 0 && !t.stuck {
-		fail("%s has work, nobody holds its GPUs, and nothing is due: a lost wake-up", t.ID)
-	}
-}
-
-func (m *machine) checkDecisions(next Leases, decisions []Decision, fail func(string, ...any)) {
-	timer := m.timer
-	for _, d := range decisions {
-		switch d := d.(type) {
-		case SetTimer:
-			if d.At != 0 && d.At <= m.now {
-				fail("the timer is set in the past")
-			}
-			timer = d.At
-		case Evict:
-			t, _ := next.find(d.Tenant)
-			if on := t.on(d.GPU); on.resident-on.out < t.MinResident {
-				fail("%s is left %d of its %d bytes", d.Tenant, on.resident-on.out, t.MinResident)
-			}
-			if t.phase != closed {
-				fail("memory of %s leaves under its work", d.Tenant)
-			}
-		case OpenGate:
-			if g := m.guest(d.Tenant); g.open {
-				fail("the gate of %s opens twice", d.Tenant)
-			}
-		}
-	}
-	if timer != next.timer {
-		fail("the timer is at %s and believed at %s", timer, next.timer)
-	}
 }
 
 // tenantOn is a guaranteed tenant with a weight on one GPU.

@@ -196,7 +196,7 @@ func fuzzEvent(m *machine, verb, b byte) LeaseEvent {
 	}
 	return []LeaseEvent{
 		TenantJoined{tenant}, TenantChanged{tenant}, TenantLeft{id}, ProcessJoined{id, pid}, ProcessEnded{id, pid}, WorkBegan{id, pid}, WorkEnded{id, pid},
-		Drained{id, pid, lease, m.now - time.Duration(b)*ms}, TimerFired{}, MemoryIs{id, pid, gpu, 0, bytes, true, true},
+		Drained{id, pid, lease, m.now - time.Duration(b)*ms, time.Duration(b>>6) * 10 * ms, b&0x10 != 0}, TimerFired{}, MemoryIs{id, pid, gpu, 0, bytes, true, true},
 		MemoryIs{id, pid, gpu, bytes, 0, false, b&0x20 != 0}, MemoryIs{id, pid, gpu, bytes / 2, bytes / 2, false, true}, RoomIs{gpu, bytes},
 	}[int(verb&0x7f)%13]
 }

@@ -13,7 +13,7 @@ import (
 type LeaseTenant struct {
 	ID          string
 	GPUs        []int        // places in LeaseRules.Memory; several are a gang
-	Cores       node.Percent // of each GPU's time; 0 is the time that others leave
+	Cores       node.Percent // of each GPU's time; 0 is the time that others of the class leave, and a floor
 	Capped      bool         // burst: false, so Cores is a limit too
 	Class       share.Class
 	MinResident node.Bytes // on each GPU, never evicted; all of its memory for a tenant that is not over-committed
@@ -42,6 +42,11 @@ type tenancy struct {
 	until time.Duration // running: the end of its lease. draining: the end of patience
 	ended time.Duration // draining: the latest end of work reported
 	lease uint64
+
+	paid       time.Duration // in this lease
+	worked     time.Duration // in this lease, as its processes say that have drained
+	unmeasured bool          // one of them cannot tell
+	loose      bool          // it could submit without bound
 
 	got       time.Duration // in all
 	credit    time.Duration
@@ -131,14 +136,8 @@ func (t *tenancy) capped() bool { return t.Capped && t.Cores < 100 }
 
 func (t *tenancy) weight() int64 { return max(1, int64(t.Cores)) }
 
-// rank orders tenants strictly, lowest first: by class, and behind everyone who guaranteed itself time if it did not.
-func (t *tenancy) rank() int {
-	rank := slices.Index(share.Classes, t.Class)
-	if t.Cores == 0 {
-		rank += len(share.Classes)
-	}
-	return rank
-}
+// rank orders tenants strictly, lowest first: by class. Who guaranteed itself no time has no rank of its own, but a floor.
+func (t *tenancy) rank() int { return slices.Index(share.Classes, t.Class) }
 
 func (t *tenancy) process(id int) *process {
 	for i := range t.processes {

@@ -1,6 +1,7 @@
 package arbiter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -42,6 +43,7 @@ type lessee struct {
 	live  *liveShare
 	gate  uint32
 	loose bool                 // its gate was simply open since it last drained, so nobody watched what it submitted
+	late  bool                 // it was loose before the drain that is under way
 	busy  time.Duration        // when it last had work
 	procs map[int]*leaseClient // by slot
 	got   time.Duration        // in all, as Step charged it
@@ -68,16 +70,18 @@ const (
 // unlimited is the memory of a place where nobody's can be moved: residency is not leased there.
 const unlimited = 1 << 60
 
-func newLessor(notify func(...Event), pool node.Bytes, card func(node.UUID) node.Bytes) (*lessor, error) {
+func newLessor(notify func(...Event), config Config) (*lessor, error) {
 	memory := make([]node.Bytes, maxLeaseGPUs)
 	for i := range memory {
 		memory[i] = unlimited
 	}
-	leases, err := NewLeases(DefaultLeaseRules(memory...))
+	rules := DefaultLeaseRules(memory...)
+	rules.DrainTimeout = cmp.Or(config.Drain, rules.DrainTimeout)
+	leases, err := NewLeases(rules)
 	if err != nil {
 		return nil, err
 	}
-	l := &lessor{notify: notify, pool: pool, card: card, leases: leases, places: make(map[node.UUID]int), tenants: make(map[string]*lessee)}
+	l := &lessor{notify: notify, pool: config.Pool, card: config.Card, leases: leases, places: make(map[node.UUID]int), tenants: make(map[string]*lessee)}
 	l.timer = time.AfterFunc(time.Hour, func() { l.do(TimerFired{}) })
 	return l, nil
 }
@@ -118,7 +122,7 @@ func (l *lessor) carryOut(decision Decision, now time.Duration) {
 		for slot := range t.procs {
 			t.send(slot, region.Lease{Kind: region.LeaseDrain, Lease: d.Lease, Flags: flagOf(t.loose)})
 		}
-		t.loose = false
+		t.late, t.loose = t.loose, false
 	case Evict:
 		l.order(region.LeaseOut, d.Tenant, d.Process, d.GPU, d.Bytes)
 	case BringIn:
@@ -393,10 +397,18 @@ func (l *lessor) serve(id string, slot int, conn *net.UnixConn) {
 		case region.LeaseEnded:
 			l.do(WorkEnded{id, slot})
 		case region.LeaseDrained:
-			l.do(Drained{id, slot, message.Lease, time.Duration(min(message.At, 1<<62))})
+			l.drained(id, slot, message)
 		case region.LeaseMemory:
 			l.remember(id, slot, message)
 		}
+	}
+}
+
+func (l *lessor) drained(id string, slot int, m region.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.tenants[id]; t != nil {
+		l.step(Drained{id, slot, m.Lease, time.Duration(min(m.At, 1<<62)), time.Duration(m.Flags) * time.Microsecond, t.late})
 	}
 }
 
@@ -540,7 +552,7 @@ func (l *lessor) whoIsBefore(t *tenancy, now time.Duration) string {
 		reason := "whose turn it is"
 		switch {
 		case o.rank() < t.rank():
-			reason = fmt.Sprintf("which goes before it (%s with %s of the cores, against %s with %s)", o.Class, o.Cores, t.Class, t.Cores)
+			reason = fmt.Sprintf("which goes before it (%s, against %s)", o.Class, t.Class)
 		case o.phase == draining:
 			reason = "whose work is ending"
 		case o.credit > t.credit:

@@ -73,6 +73,7 @@ type Config struct {
 	Memory   Memory
 	Leases   bool                           // GPU time is leased; else every gate is open
 	Hold     bool                           // while kerfd is away shut gates stay shut; else they open
+	Drain    time.Duration                  // after it others go on beside a tenant that has not drained; 0: as DefaultLeaseRules
 	Pool     node.Bytes                     // of host memory, for what over-committed shares swap out
 	Card     func(gpu node.UUID) node.Bytes // what of a card's memory can be granted
 	Notify   func(Event)                    // called without a lock held; must not block for long
@@ -108,7 +109,7 @@ func New(config Config) (*Server, error) {
 	}
 	if config.Leases {
 		var err error
-		if s.lessor, err = newLessor(s.notify, config.Pool, config.Card); err != nil {
+		if s.lessor, err = newLessor(s.notify, config); err != nil {
 			return nil, err
 		}
 	}

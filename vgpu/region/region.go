@@ -168,7 +168,7 @@ const (
 	LeaseDrain   = 2 // kerfd: the gate is shut; answer when all that was submitted has ended. Flags 1: some of it went unwatched
 	LeaseBegan   = 3 // the process waits at the gate, or was seen to submit
 	LeaseEnded   = 4 // it has submitted nothing for a while, and all is done
-	LeaseDrained = 5
+	LeaseDrained = 5 // the process: it has. Flags: microseconds for which it had work since the drain before, at least 1; 0: it cannot tell
 
 	// Of over-committed shares.
 	LeaseOut     = 6  // kerfd: move Memory of a device out, once all that was submitted has ended; the gate is shut

@@ -76,7 +76,7 @@ static uint64_t enter(struct pass *p, const uint32_t *gate)
 		__atomic_fetch_sub(&k->inside, 1, __ATOMIC_SEQ_CST);
 		return 1;
 	}
-	ahead = p->lane ? kerf_lane_ahead(p->lane) : 0;
+	ahead = p->lane && p->key ? kerf_lane_ahead(p->lane) : 0;
 	if (ahead)
 		__atomic_fetch_sub(&k->inside, 1, __ATOMIC_SEQ_CST);
 	return ahead;

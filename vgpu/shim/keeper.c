@@ -35,6 +35,7 @@ struct watch {
 	struct keeper *k;
 	bool on;
 	bool draining;
+	bool loose;      /* some of the work was not watched */
 	uint64_t lease;
 	uint64_t seen;   /* of keeper.submitted */
 	unsigned idle;   /* polls in a row */
@@ -59,10 +60,8 @@ void kerf_keeper_reset(struct share *shares, int n)
 	nkeepers = n;
 }
 
-static void say(struct keeper *k, uint32_t kind, uint64_t lease, uint64_t at)
+static void say(struct keeper *k, struct kerf_lease m)
 {
-	struct kerf_lease m = { .kind = kind, .lease = lease, .at = at };
-
 	if (k->fd >= 0)
 		send(k->fd, &m, sizeof m, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
@@ -73,7 +72,7 @@ static void tell(struct keeper *k, bool work)
 		return;
 	lock(&k->tell);
 	if (k->told != work && k->fd >= 0) {
-		say(k, work ? KERF_LEASE_BEGAN : KERF_LEASE_ENDED, 0, 0);
+		say(k, (struct kerf_lease){ .kind = work ? KERF_LEASE_BEGAN : KERF_LEASE_ENDED });
 		store_relaxed(&k->told, work);
 	}
 	unlock(&k->tell);
@@ -120,7 +119,8 @@ static void heard(struct watch *w, const struct kerf_lease *m, int fd)
 	case KERF_LEASE_DRAIN:
 		w->draining = true;
 		w->lease = m->lease;
-		if (m->flags & 1)
+		w->loose = m->flags & 1;
+		if (w->loose)
 			kerf_lanes_untracked(w->k);
 		break;
 	default:
@@ -166,15 +166,21 @@ static bool quiet(struct keeper *k)
 static void drain(struct watch *w)
 {
 	struct keeper *k = w->k;
-	uint64_t now = kerf_now();
+	struct kerf_lease m = { .kind = KERF_LEASE_DRAINED, .lease = w->lease, .at = kerf_now() };
+	uint64_t micros;
 
-	if (!quiet(k) || !kerf_lanes_idle(k, true))
+	if (!quiet(k))
+		return;
+	kerf_lanes_mark(k);
+	if (!kerf_lanes_idle(k, true))
 		return;
 	w->draining = false;
-	kerf_lanes_drained(k);
 	w->idle = 0;
+	micros = kerf_lanes_drained(k) / 1000;
+	if (!w->loose)
+		m.flags = micros < 1 ? 1 : micros < UINT32_MAX ? (uint32_t)micros : UINT32_MAX;
 	lock(&k->tell);
-	say(k, KERF_LEASE_DRAINED, w->lease, now);
+	say(k, m);
 	unlock(&k->tell);
 }
 

@@ -1,10 +1,12 @@
 /* lease.h: what the gate, the streams' books and the keeper know of each other.
  *
  *   gate.c    the slow path of the gate: wait while it is shut, bound what is queued while others wait
- *   lane.c    the streams of this process, what was submitted to each, and about how long that takes
+ *   lane.c    the streams of this process: which there are, which capture, and whether they have work
+ *   queue.c   what was submitted to each, and about how long that takes
+ *   meter.c   for how long they worked
  *   keeper.c  the thread that tells kerfd of work and drains, one for each share
  *
- * Lock order: lanes_lock, then keeper.tell. Calls of the driver are made under lanes_lock, but none that runs the tenant's code.
+ * Lock order: kerf_lanes_lock, then keeper.tell. Calls of the driver are made under kerf_lanes_lock, but none that runs the tenant's code.
  * Waiting is done without it.
  */
 #ifndef KERF_LEASE_H
@@ -21,6 +23,10 @@ struct orders {
 	struct kerf_lease told; /* under keeper.tell */
 };
 
+#define KERF_SPANS 64
+
+struct span { uint64_t from, to; }; /* CLOCK_MONOTONIC ns */
+
 /* A share's leases, as this process sees them. */
 struct keeper {
 	struct share *share;
@@ -36,13 +42,15 @@ struct keeper {
 	uint32_t news;         /* a futex word: it changes when who waits for memory should look again */
 	uint32_t unsaid;       /* a report of memory that the socket had no room for */
 	struct orders orders[KERF_MAX_DEVICES];
+	unsigned spans;
+	struct span span[KERF_SPANS]; /* when there was work since the last drain, in order; under kerf_lanes_lock */
 };
 
 /* What a submission that passed a shared gate leaves behind when it is done. */
 struct pass {
 	struct keeper *keeper; /* NULL: nothing is to be done */
 	struct lane *lane;     /* NULL: of no stream, or one that captures */
-	uint64_t key;          /* what is launched, for its price */
+	uint64_t key;          /* what is launched, for its price; 0: what takes no time of the GPU */
 };
 
 struct keeper *kerf_keeper_of(const struct share *s); /* NULL: none of this process's shares */
@@ -73,6 +81,7 @@ uint64_t kerf_lane_ahead(struct lane *l);             /* ns to wait before more 
 void kerf_lane_submitted(struct lane *l, uint64_t key);
 void kerf_lanes_untracked(struct keeper *k);          /* work went to any of them */
 bool kerf_lanes_idle(struct keeper *k, bool marked);  /* marked: the gate is shut, so that the default streams can be asked by a marker */
-void kerf_lanes_drained(struct keeper *k);            /* all is done: forget what was queued */
+void kerf_lanes_mark(struct keeper *k);               /* draining: markers behind all that has none */
+uint64_t kerf_lanes_drained(struct keeper *k);        /* all is done: forget what was queued. ns of work since the drain before */
 
 #endif

@@ -156,7 +156,7 @@ struct kerf_welcome {
 /* by the process */
 #define KERF_LEASE_BEGAN   3u /* it waits at the gate, or was seen to submit */
 #define KERF_LEASE_ENDED   4u /* it has submitted nothing for a while, and all is done */
-#define KERF_LEASE_DRAINED 5u
+#define KERF_LEASE_DRAINED 5u /* flags: microseconds for which it had work since the drain before, at least 1; 0: it cannot tell */
 /* of over-committed shares, by kerfd */
 #define KERF_LEASE_OUT     6u /* move bytes of a device out, once all that was submitted has ended; the gate is shut */
 #define KERF_LEASE_IN      7u /* move bytes in, or make them */
