@@ -73,6 +73,10 @@ var Scenarios = []Scenario{
 		Rows: switchRows(), with: rig.Options{Leases: true}, run: runSwitch,
 	},
 	{
+		Name: "overcommit", About: "tenants whose memory is in sum more than the card's: all busy, or one idle; every byte checked",
+		Rows: overcommitRows(), with: rig.Options{Profile: "smallx2", Overcommit: overcommitPercent}, run: runOvercommit,
+	},
+	{
 		Name: "kubernetes", About: "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver",
 		Rows: kubernetesRows(), visit: runKubernetes,
 	},
@@ -127,7 +131,10 @@ func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (e
 		return r.take(scenario, got)
 	}
 	how := scenario.with
-	how.Bin, how.Profile = options.Bin, options.Profile
+	how.Bin = options.Bin
+	if how.Profile == "" || options.Profile != "" { // a scenario may need a card of a kind
+		how.Profile = options.Profile
+	}
 	on, err := rig.Start(ctx, how)
 	if err != nil {
 		return err

@@ -31,6 +31,8 @@ type Options struct {
 	ZeroCost bool      // a simulated driver whose calls cost nothing
 	Leases   bool      // GPU time is leased
 	Log      io.Writer // kerfd's log; nil: kept, and quoted where kerfd fails
+
+	Overcommit int // percent of the cards' memory that is promised; 0: no more than there is. Implies Leases
 }
 
 // Slice is what a program asks of `kerf run`.
@@ -98,7 +100,11 @@ func Start(ctx context.Context, options Options) (*Rig, error) {
 
 func (r *Rig) startKerfd(ctx context.Context) error {
 	config := filepath.Join(r.dir, "kerfd.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "leases: %t\n", r.options.Leases), 0o600); err != nil {
+	text := fmt.Sprintf("leases: %t\n", r.options.Leases)
+	if r.options.Overcommit > 0 {
+		text = fmt.Sprintf("cards: [{mode: overcommit, overcommitPercent: %d}]\n", r.options.Overcommit)
+	}
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("configure kerfd: %w", err)
 	}
 	args := []string{"--config", config, "--run-dir", r.dir}
