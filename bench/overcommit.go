@@ -12,12 +12,12 @@ import (
 // The rows of overcommit. The card is small, so that every byte of it is written, moved and checked.
 var (
 	overFactor = []overcommitment{
-		{Row{"KF-900", "2 busy tenants, in sum 1.2 × the card: time over one after the other", "ratio", Absolute, bound(1.25), nil}, 2, 1.2},
-		{Row{"KF-901", "2 busy tenants, in sum 1.5 × the card: time over one after the other", "ratio", Absolute, bound(1.25), nil}, 2, 1.5},
-		{Row{"KF-902", "3 busy tenants, in sum 2 × the card: time over one after the other", "ratio", Absolute, nil, nil}, 3, 2},
-		{Row{"KF-903", "5 busy tenants, in sum 4 × the card: time over one after the other", "ratio", Absolute, nil, nil}, 5, 4},
+		{Row{"KF-900", "2 busy tenants, in sum 1.2 × the card: time over one after the other", "%", Absolute, bound(125), nil}, 2, 1.2},
+		{Row{"KF-901", "2 busy tenants, in sum 1.5 × the card: time over one after the other", "%", Absolute, bound(125), nil}, 2, 1.5},
+		{Row{"KF-902", "3 busy tenants, in sum 2 × the card: time over one after the other", "%", Absolute, nil, nil}, 3, 2},
+		{Row{"KF-903", "5 busy tenants, in sum 4 × the card: time over one after the other", "%", Absolute, nil, nil}, 5, 4},
 	}
-	overIdle  = Row{"KF-904", "an idle tenant's memory leaves for another's: time added, over bytes at the link's rate", "ratio", Absolute, bound(1.15), nil}
+	overIdle  = Row{"KF-904", "an idle tenant's memory leaves for another's: time added, over bytes at the link's rate", "%", Absolute, bound(115), nil}
 	overBytes = Row{"KF-905", "regions of all tenants that were not as written", "regions", Absolute, bound(0), bound(0)}
 )
 
@@ -75,7 +75,7 @@ func trainer(memory node.Bytes, during time.Duration) guest {
 		[]string{"--memory", memory.Exact(), "--touch", "64Mi", "--step", "1000", "--seconds", fmt.Sprint(during.Seconds())}}
 }
 
-// crowd is how much longer the work of several tenants takes at the same time than one after the other, and how many regions were wrong.
+// crowd is the time that the work of several tenants takes at once, in percent of one after the other, and how many regions were wrong.
 func (b *bed) crowd(ctx context.Context, o overcommitment, during time.Duration) (ratio, wrong float64, err error) {
 	card := float64(b.node.Status().GPUs[0].Memory)
 	memory := node.Bytes(card*o.factor/float64(o.tenants)) / (64 * node.MiB) * (64 * node.MiB)
@@ -94,7 +94,7 @@ func (b *bed) crowd(ctx context.Context, o overcommitment, during time.Duration)
 	if together == 0 {
 		return 0, 0, fmt.Errorf("%d tenants did nothing in %s", o.tenants, during)
 	}
-	return alone / together, bad + worse, nil
+	return 100 * alone / together, bad + worse, nil
 }
 
 // work is how much GPU time the guests have in a second, and how many of their regions were wrong in the end.
@@ -121,7 +121,7 @@ func (b *bed) work(ctx context.Context, during time.Duration, guests ...guest) (
 	return log.rate(), wrong, nil
 }
 
-// displace is how much longer a tenant takes to have its memory where an idle one has three quarters of the card, over the time in
+// displace is how much longer a tenant takes to have its memory where an idle one has three quarters of the card, in percent of the time in
 // which the link moves the bytes that must go.
 func (b *bed) displace(ctx context.Context) (float64, error) {
 	gpu := b.node.Status().GPUs[0]
@@ -147,7 +147,7 @@ func (b *bed) displace(ctx context.Context) (float64, error) {
 		return 0, err
 	}
 	link := time.Duration(float64(2*memory-gpu.Memory) / smallLink * float64(time.Second))
-	return float64(beside-alone) / float64(link), nil
+	return 100 * float64(beside-alone) / float64(link), nil
 }
 
 // smallLink is the rate of the simulated small card's link, in bytes a second, as its profile says.
