@@ -8,7 +8,7 @@
 
 #include "lease.h"
 
-struct at { CUstream stream; uint64_t key; bool per_thread; };
+struct at { CUstream stream; uint64_t key; bool per_thread, names; };
 
 void kerf_gate_slow(struct pass *p, bool count, struct at to);
 void kerf_gate_done(struct pass *p, CUresult r);
@@ -68,7 +68,8 @@ static inline __attribute__((always_inline)) bool kerf_gate(bool count)
 }
 
 /* To which stream work goes, what tells its price (0: it has none), and whether the NULL stream is the thread's own. Looked at on the slow path alone. */
-#define AT(stream, key, per_thread) ((struct at){ (stream), (uint64_t)(key), per_thread })
+#define AT(stream, key, per_thread) ((struct at){ (stream), (uint64_t)(key), per_thread, false })
+#define NAMES ((struct at){ NULL, 0, false, true }) /* memory is named, and not used */
 #define CONFIG_STREAM(config) ((config) ? (config)->hStream : NULL)
 #define CALL_KEY(symbol, bytes) ((uint64_t)H_##symbol << 8 | (unsigned)(64 - __builtin_clzll((uint64_t)(bytes) | 1)))
 
@@ -89,6 +90,7 @@ static inline __attribute__((always_inline)) bool kerf_gate(bool count)
 #define LAUNCH(symbol, at, params, args) GATED(symbol, true, at, params, args)
 #define SUBMIT(symbol, at, params, args) GATED(symbol, false, at, params, args)
 #define MARK SUBMIT
+#define NAME SUBMIT
 
 #define GATED_ON(symbol, count, at, handler, params, args, with_real) \
 	EXPORT(symbol, params) { \
@@ -99,6 +101,7 @@ static inline __attribute__((always_inline)) bool kerf_gate(bool count)
 		return GUARDED(handler with_real); \
 	}
 #define LAUNCH_ON(symbol, at, handler, params, args, with_real) GATED_ON(symbol, true, at, handler, params, args, with_real)
+#define NAME_ON SUBMIT_ON
 #define SUBMIT_ON(symbol, at, handler, params, args, with_real) GATED_ON(symbol, false, at, handler, params, args, with_real)
 
 #endif

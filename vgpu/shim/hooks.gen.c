@@ -58,15 +58,23 @@ ALLOC(cuMipmappedArrayCreate, on_mipmap_create, (CUmipmappedArray *array, const 
 FREE(cuArrayDestroy, on_array_destroy, (CUarray array), (array), (real, array))
 FREE(cuMipmappedArrayDestroy, on_mipmap_destroy, (CUmipmappedArray array), (array), (real, array))
 FREE(cuGraphAddMemAllocNode, on_add_mem_node, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n, CUDA_MEM_ALLOC_NODE_PARAMS *params), (node, graph, deps, n, params), (real, node, graph, deps, n, params))
-FREE(cuGraphAddNode, on_add_node, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n, CUgraphNodeParams *params), (node, graph, deps, n, params), (real, node, graph, deps, n, params))
-FREE(cuGraphAddNode_v2, on_add_node_v2, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *edges, size_t n, CUgraphNodeParams *params), (node, graph, deps, edges, n, params), (real, node, graph, deps, edges, n, params))
-FREE(cuGraphAddNode_v3, on_add_node_v2, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *edges, size_t n, CUgraphNodeParams *params), (node, graph, deps, edges, n, params), (real, node, graph, deps, edges, n, params))
+NAME_ON(cuGraphAddNode, NAMES, on_add_node, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n, CUgraphNodeParams *params), (node, graph, deps, n, params), (real, node, graph, deps, n, params))
+NAME_ON(cuGraphAddNode_v2, NAMES, on_add_node_v2, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *edges, size_t n, CUgraphNodeParams *params), (node, graph, deps, edges, n, params), (real, node, graph, deps, edges, n, params))
+NAME_ON(cuGraphAddNode_v3, NAMES, on_add_node_v2, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *edges, size_t n, CUgraphNodeParams *params), (node, graph, deps, edges, n, params), (real, node, graph, deps, edges, n, params))
 ALLOC(cuGraphInstantiate, on_instantiate, (CUgraphExec *exec, CUgraph graph, CUgraphNode *node, char *log, size_t n), (exec, graph, node, log, n), (real, exec, graph, node, log, n))
 ALLOC(cuGraphInstantiate_v2, on_instantiate, (CUgraphExec *exec, CUgraph graph, CUgraphNode *node, char *log, size_t n), (exec, graph, node, log, n), (real, exec, graph, node, log, n))
 ALLOC(cuGraphInstantiateWithFlags, on_instantiate_flags, (CUgraphExec *exec, CUgraph graph, unsigned long long flags), (exec, graph, flags), (real, exec, graph, flags))
 ALLOC(cuGraphInstantiateWithParams, on_instantiate_params, (CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params), (exec, graph, params), (real, exec, graph, params))
 ALLOC(cuGraphInstantiateWithParams_ptsz, on_instantiate_params, (CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params), (exec, graph, params), (real, exec, graph, params))
 FREE(cuGraphExecDestroy, on_exec_destroy, (CUgraphExec exec), (exec), (real, exec))
+NAME(cuGraphAddMemcpyNode, NAMES, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n, const void *copy, CUcontext ctx), (node, graph, deps, n, copy, ctx))
+NAME(cuGraphAddMemsetNode, NAMES, (CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n, const void *set, CUcontext ctx), (node, graph, deps, n, set, ctx))
+NAME(cuGraphMemcpyNodeSetParams, NAMES, (CUgraphNode node, const void *copy), (node, copy))
+NAME(cuGraphMemsetNodeSetParams, NAMES, (CUgraphNode node, const void *set), (node, set))
+NAME(cuGraphExecMemcpyNodeSetParams, NAMES, (CUgraphExec exec, CUgraphNode node, const void *copy, CUcontext ctx), (exec, node, copy, ctx))
+NAME(cuGraphExecMemsetNodeSetParams, NAMES, (CUgraphExec exec, CUgraphNode node, const void *set, CUcontext ctx), (exec, node, set, ctx))
+NAME(cuGraphExecUpdate, NAMES, (CUgraphExec exec, CUgraph graph, CUgraphNode *node, void *result), (exec, graph, node, result))
+NAME(cuGraphExecUpdate_v2, NAMES, (CUgraphExec exec, CUgraph graph, void *result), (exec, graph, result))
 LAUNCH_ON(cuGraphLaunch, AT(stream, (uintptr_t)exec, false), on_graph_launch, (CUgraphExec exec, CUstream stream), (exec, stream), (real, exec, stream))
 LAUNCH_ON(cuGraphLaunch_ptsz, AT(stream, (uintptr_t)exec, true), on_graph_launch, (CUgraphExec exec, CUstream stream), (exec, stream), (real, exec, stream))
 SUBMIT_ON(cuGraphUpload, AT(stream, (uintptr_t)exec, false), on_graph_launch, (CUgraphExec exec, CUstream stream), (exec, stream), (real, exec, stream))
@@ -355,6 +363,14 @@ struct hook kerf_hooks[HOOKS] = {
 	[H_cuGraphInstantiateWithParams] = { "cuGraphInstantiateWithParams", NULL, (void *)kerf_x_cuGraphInstantiateWithParams, "cuGraphInstantiateWithParams", 12000, 0, false },
 	[H_cuGraphInstantiateWithParams_ptsz] = { "cuGraphInstantiateWithParams_ptsz", NULL, (void *)kerf_x_cuGraphInstantiateWithParams_ptsz, "cuGraphInstantiateWithParams", 12000, 2, false },
 	[H_cuGraphExecDestroy] = { "cuGraphExecDestroy", NULL, (void *)kerf_x_cuGraphExecDestroy, "cuGraphExecDestroy", 10000, 0, false },
+	[H_cuGraphAddMemcpyNode] = { "cuGraphAddMemcpyNode", NULL, (void *)kerf_x_cuGraphAddMemcpyNode, "cuGraphAddMemcpyNode", 10000, 0, false },
+	[H_cuGraphAddMemsetNode] = { "cuGraphAddMemsetNode", NULL, (void *)kerf_x_cuGraphAddMemsetNode, "cuGraphAddMemsetNode", 10000, 0, false },
+	[H_cuGraphMemcpyNodeSetParams] = { "cuGraphMemcpyNodeSetParams", NULL, (void *)kerf_x_cuGraphMemcpyNodeSetParams, "cuGraphMemcpyNodeSetParams", 10000, 0, false },
+	[H_cuGraphMemsetNodeSetParams] = { "cuGraphMemsetNodeSetParams", NULL, (void *)kerf_x_cuGraphMemsetNodeSetParams, "cuGraphMemsetNodeSetParams", 10000, 0, false },
+	[H_cuGraphExecMemcpyNodeSetParams] = { "cuGraphExecMemcpyNodeSetParams", NULL, (void *)kerf_x_cuGraphExecMemcpyNodeSetParams, "cuGraphExecMemcpyNodeSetParams", 10020, 0, false },
+	[H_cuGraphExecMemsetNodeSetParams] = { "cuGraphExecMemsetNodeSetParams", NULL, (void *)kerf_x_cuGraphExecMemsetNodeSetParams, "cuGraphExecMemsetNodeSetParams", 10020, 0, false },
+	[H_cuGraphExecUpdate] = { "cuGraphExecUpdate", NULL, (void *)kerf_x_cuGraphExecUpdate, "cuGraphExecUpdate", 10020, 0, false },
+	[H_cuGraphExecUpdate_v2] = { "cuGraphExecUpdate_v2", NULL, (void *)kerf_x_cuGraphExecUpdate_v2, "cuGraphExecUpdate", 12000, 0, false },
 	[H_cuGraphLaunch] = { "cuGraphLaunch", NULL, (void *)kerf_x_cuGraphLaunch, "cuGraphLaunch", 10000, 0, false },
 	[H_cuGraphLaunch_ptsz] = { "cuGraphLaunch_ptsz", NULL, (void *)kerf_x_cuGraphLaunch_ptsz, "cuGraphLaunch", 10000, 2, false },
 	[H_cuGraphUpload] = { "cuGraphUpload", NULL, (void *)kerf_x_cuGraphUpload, "cuGraphUpload", 11010, 0, false },

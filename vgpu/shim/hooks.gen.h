@@ -69,6 +69,14 @@ enum hook_id {
 	H_cuGraphInstantiateWithParams,
 	H_cuGraphInstantiateWithParams_ptsz,
 	H_cuGraphExecDestroy,
+	H_cuGraphAddMemcpyNode,
+	H_cuGraphAddMemsetNode,
+	H_cuGraphMemcpyNodeSetParams,
+	H_cuGraphMemsetNodeSetParams,
+	H_cuGraphExecMemcpyNodeSetParams,
+	H_cuGraphExecMemsetNodeSetParams,
+	H_cuGraphExecUpdate,
+	H_cuGraphExecUpdate_v2,
 	H_cuGraphLaunch,
 	H_cuGraphLaunch_ptsz,
 	H_cuGraphUpload,
@@ -391,6 +399,14 @@ typedef CUresult (*fn_cuGraphInstantiateWithFlags)(CUgraphExec *exec, CUgraph gr
 typedef CUresult (*fn_cuGraphInstantiateWithParams)(CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params);
 typedef CUresult (*fn_cuGraphInstantiateWithParams_ptsz)(CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params);
 typedef CUresult (*fn_cuGraphExecDestroy)(CUgraphExec exec);
+typedef CUresult (*fn_cuGraphAddMemcpyNode)(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n, const void *copy, CUcontext ctx);
+typedef CUresult (*fn_cuGraphAddMemsetNode)(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n, const void *set, CUcontext ctx);
+typedef CUresult (*fn_cuGraphMemcpyNodeSetParams)(CUgraphNode node, const void *copy);
+typedef CUresult (*fn_cuGraphMemsetNodeSetParams)(CUgraphNode node, const void *set);
+typedef CUresult (*fn_cuGraphExecMemcpyNodeSetParams)(CUgraphExec exec, CUgraphNode node, const void *copy, CUcontext ctx);
+typedef CUresult (*fn_cuGraphExecMemsetNodeSetParams)(CUgraphExec exec, CUgraphNode node, const void *set, CUcontext ctx);
+typedef CUresult (*fn_cuGraphExecUpdate)(CUgraphExec exec, CUgraph graph, CUgraphNode *node, void *result);
+typedef CUresult (*fn_cuGraphExecUpdate_v2)(CUgraphExec exec, CUgraph graph, void *result);
 typedef CUresult (*fn_cuGraphLaunch)(CUgraphExec exec, CUstream stream);
 typedef CUresult (*fn_cuGraphLaunch_ptsz)(CUgraphExec exec, CUstream stream);
 typedef CUresult (*fn_cuGraphUpload)(CUgraphExec exec, CUstream stream);

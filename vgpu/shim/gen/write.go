@@ -87,7 +87,7 @@ func writeHooks(b *bytes.Buffer, calls []call, table cuda.Table) {
 		}
 		for i, s := range c.symbols() {
 			macro, handler, at := strings.ToUpper(c.class), c.handler, ""
-			gated := macro == "LAUNCH" || macro == "SUBMIT" || macro == "MARK"
+			gated := macro == "LAUNCH" || macro == "SUBMIT" || macro == "MARK" || macro == "NAME"
 			if gated {
 				at = c.at(s, i > 0) + ", "
 			}
@@ -121,6 +121,9 @@ func writeHooks(b *bytes.Buffer, calls []call, table cuda.Table) {
 // at says to which stream a call submits, and by what its price is known: the function, the executable graph, or the call and
 // the number of bytes. What only marks or waits has no price.
 func (c call) at(symbol string, perThread bool) string {
+	if c.class == "name" {
+		return "NAMES"
+	}
 	stream, key, bytes := "NULL", "", "0"
 	for _, p := range c.params {
 		switch {
