@@ -36,6 +36,8 @@ type Config struct {
 	Cards      []CardConfig     `yaml:"cards"`      // how cards are divided; one that none of these matches is in mode vgpu
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
+
+	mpsEnter []string // by which an MPS daemon gets a /dev/shm of its own; nil: kerfd may not mount
 }
 
 // KubernetesConfig is for nodes of a cluster. Directories are the host's, and must have the same path in kerfd's container.

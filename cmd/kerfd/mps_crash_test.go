@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -207,6 +210,39 @@ func TestMPSKerfdKilled(t *testing.T) {
 	d.start()
 	d.eventually("all shares end", func() bool { return len(d.state().Shares) == 0 })
 	d.eventually("the control daemon ends", func() bool { return syscall.Kill(pid, 0) != nil && !exists(filepath.Join(d.dir, "mps")) })
+}
+
+// A daemon and its clients see one /dev/shm, and it is not the host's.
+func TestMPSMemory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("kerfd may not mount here: daemon and clients have the host's /dev/shm")
+	}
+	d := startDaemon(t)
+	cmd := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", control.Socket(d.dir), "run", "--gpu", "0", "--memory", "2Gi", "--tier", "mps", "--", "sh", "-c",
+		"touch /dev/shm/kerf-test; stat -c %i /dev/shm; read go")
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	clients, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode := func(path string) string {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintln(info.Sys().(*syscall.Stat_t).Ino)
+	}
+	daemons, hosts := inode(fmt.Sprintf("/proc/%d/root/dev/shm", d.mpsPID())), inode("/dev/shm")
+	if clients != daemons || clients == hosts || exists("/dev/shm/kerf-test") {
+		t.Errorf("inodes of /dev/shm: client %s daemon %s host %s", clients, daemons, hosts)
+	}
+	_ = in.Close()
+	_ = cmd.Wait() // read found the end
+	d.eventually("all shares end", func() bool { return len(d.state().Shares) == 0 })
 }
 
 // A program that would run without its MPS server gets no GPU: nothing would hold it to its cores.

@@ -47,7 +47,7 @@ func TestMPSClaim(t *testing.T) {
 	}
 	gpu := held[0].Grant.Devices[0].UUID
 	state, _ := s.mps.State(gpu)
-	pipe := s.mps.Pipe(gpu)
+	pipe := s.mps.Place(gpu).Pipe
 	spec := func() string {
 		text, err := os.ReadFile(cdi.File(s.config.Kubernetes.CDIDir, "key-mps"))
 		if err != nil {
@@ -63,8 +63,8 @@ func TestMPSClaim(t *testing.T) {
 		t.Errorf("a turn in time beside mps: %v", err)
 	}
 	s.restart()
-	if again, _ := s.mps.State(gpu); again.PID != state.PID || s.mps.Pipe(gpu) != pipe {
-		t.Errorf("after a restart the daemon is pid %d at %s, want %d at %s", again.PID, s.mps.Pipe(gpu), state.PID, pipe)
+	if again, _ := s.mps.State(gpu); again.PID != state.PID || s.mps.Place(gpu).Pipe != pipe {
+		t.Errorf("after a restart the daemon is pid %d at %s, want %d at %s", again.PID, s.mps.Place(gpu).Pipe, state.PID, pipe)
 	}
 	if err := s.dra().drop(t.Context(), claim.UID); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,9 @@
 // so there is no moment at which a death would lose it. If the daemon or its server dies, the contexts of all clients are lost, and
 // nothing can keep them: the programs see errors and must be started again. A new daemon is started, later each time.
 //
+// Shared memory. Server and clients of NVIDIA's MPS must see one /dev/shm. On a machine they do. For containers, which have each their
+// own, a daemon gets a directory of ours as its /dev/shm (Config.Enter), and so do its clients.
+//
 // Traps. A server is one user's: NVIDIA's daemon lets clients of another user wait, inside cuInit, until the first user's have ended.
 // A client that finds no daemon goes on without MPS and without a word; Kerf's shim asks the driver and refuses it then.
 package mps
@@ -39,6 +42,7 @@ import (
 const (
 	gpuName  = "gpu"
 	pipeName = "pipe"
+	shmName  = "shm"
 	logName  = "log"
 )
 
@@ -66,6 +70,7 @@ const (
 type Config struct {
 	Dir    string      // of the cards' directories; on a tmpfs, as daemons do not outlive a boot
 	Root   string      // the driver root, where the programs are
+	Enter  []string    // a command that, in a new mount namespace, makes its next argument /dev/shm, and becomes the rest; nil: daemons have ours
 	Notify func(Event) // called without a lock held
 	Now    func() time.Time
 }
@@ -148,24 +153,24 @@ func (s *Supervisor) retrySoon(gpu node.UUID) {
 	}
 }
 
-// Ensure has a daemon serve the card with these limits, and answers with its pipe directory. It is convergent. After an error there
+// Ensure has a daemon serve the card with these limits, and answers where it is found. It is convergent. After an error there
 // may be no daemon; the next Ensure or Drop decides what becomes of the card.
-func (s *Supervisor) Ensure(ctx context.Context, gpu node.UUID, limits Limits) (pipe string, err error) {
+func (s *Supervisor) Ensure(ctx context.Context, gpu node.UUID, limits Limits) (Place, error) {
 	c, err := s.card(gpu)
 	if err != nil {
-		return "", err
+		return Place{}, err
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
 	ran := c.running()
 	if err := c.ensure(ctx, limits); err != nil {
 		c.limits = limits // for the retry
-		return "", fmt.Errorf("MPS on GPU %s: %w", gpu.Short(), err)
+		return Place{}, fmt.Errorf("MPS on GPU %s: %w", gpu.Short(), err)
 	}
 	if !ran {
 		s.config.Notify(Event{GPU: gpu, Kind: Started, Message: fmt.Sprintf("the MPS control daemon (pid %d) serves the card's mps shares", c.now().PID)})
 	}
-	return c.pipe(), nil
+	return c.place(), nil
 }
 
 // card finds a card's directory, or makes one.
@@ -180,6 +185,11 @@ func (s *Supervisor) card(gpu node.UUID) (*card, error) {
 	c := &card{s: s, gpu: gpu, dir: filepath.Join(s.config.Dir, hex.EncodeToString(token[:]))}
 	for dir, mode := range map[string]os.FileMode{s.config.Dir: 0o711, c.dir: 0o755, c.pipe(): 0o755, c.log(): 0o700} {
 		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil { // whatever the umask
+			return nil, fmt.Errorf("make the directory of an MPS daemon: %w", err)
+		}
+	}
+	if s.config.Enter != nil {
+		if err := errors.Join(os.Mkdir(c.shm(), 0o700), os.Chmod(c.shm(), os.ModeSticky|0o777)); err != nil {
 			return nil, fmt.Errorf("make the directory of an MPS daemon: %w", err)
 		}
 	}
@@ -298,14 +308,29 @@ func (s *Supervisor) State(gpu node.UUID) (State, bool) {
 	return State{PID: c.process.PID, Since: c.since, Deaths: c.deaths, Trouble: c.trouble}, true
 }
 
-// Pipe is where the clients of a card find its daemon; "" where it has none.
-func (s *Supervisor) Pipe(gpu node.UUID) string {
+// Place is where the clients of a card find its daemon. Paths are the host's.
+type Place struct {
+	Pipe   string `json:"pipe"`             // the pipe directory
+	Memory string `json:"memory,omitempty"` // what must be /dev/shm to them; "": the host's own is
+}
+
+// Place is the card's; zero where it has none.
+func (s *Supervisor) Place(gpu node.UUID) Place {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.cards[gpu]; c != nil && !c.gone {
-		return c.pipe()
+		return c.place()
 	}
-	return ""
+	return Place{}
+}
+
+// place goes by what is there: the daemon may be one that another kerfd started, in its way.
+func (c *card) place() Place {
+	p := Place{Pipe: c.pipe()}
+	if _, err := os.Stat(c.shm()); err == nil {
+		p.Memory = c.shm()
+	}
+	return p
 }
 
 func sorted[T any](cards map[node.UUID]T) []node.UUID {

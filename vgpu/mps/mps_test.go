@@ -98,7 +98,7 @@ func (r *rig) ask(pipe string, commands ...string) string {
 
 func (r *rig) ensure(s *Supervisor, limits Limits) (pipe string, pid int) {
 	r.t.Helper()
-	pipe, err := s.Ensure(r.t.Context(), card0, limits)
+	place, err := s.Ensure(r.t.Context(), card0, limits)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func (r *rig) ensure(s *Supervisor, limits Limits) (pipe string, pid int) {
 	if !ok || state.PID == 0 || state.Trouble != "" {
 		r.t.Fatalf("%+v %v", state, ok)
 	}
-	return pipe, state.PID
+	return place.Pipe, state.PID
 }
 
 func (r *rig) end(s *Supervisor) {
@@ -197,8 +197,8 @@ func TestDeathOfKerfd(t *testing.T) {
 			if there != (tt.want != nil) || there && (state.PID == pid) != tt.same {
 				t.Errorf("state %+v %v, the first one's pid was %d", state, there, pid)
 			}
-			if there && next.Pipe(card0) != pipe {
-				t.Errorf("pipe %s: what tenants have mounted is %s", next.Pipe(card0), pipe)
+			if got := next.Place(card0).Pipe; there && got != pipe {
+				t.Errorf("pipe %s: what tenants have mounted is %s", got, pipe)
 			}
 			r.end(next)
 		})
