@@ -35,9 +35,11 @@ type card struct {
 	deaths  int
 	delay   time.Duration // before the next start
 	again   *time.Timer
-	stop    func() // of the watch
-	trouble string // why none runs, or why its limits are not as they should be
-	gone    bool   // the card has no share of this tier any more
+	stop    func()                   // of the watch
+	trouble string                   // why none runs, or why its limits are not as they should be
+	gone    bool                     // the card has no share of this tier any more
+	servers map[arbiter.Process]bool // at the last look
+	served  arbiter.Process          // whose they were
 }
 
 func (c *card) pipe() string { return filepath.Join(c.dir, pipeName) }
@@ -247,7 +249,7 @@ func (c *card) end() error {
 		process := c.now()
 		c.forget()
 		_, _ = tell(ctx, control, c.env(control), "quit") // what does not go by itself goes by force
-		for range 100 {
+		for range 200 {
 			if process.Gone() {
 				break
 			}

@@ -36,6 +36,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/internal/durable"
 	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 )
 
 // Names in a card's directory.
@@ -64,6 +65,7 @@ const (
 	Failed  EventKind = "MPS daemon failed"
 	Stopped EventKind = "MPS daemon stopped"
 	Stray   EventKind = "MPS process of nobody ended"
+	Lost    EventKind = "MPS server ended"
 )
 
 // Config is what a Supervisor needs.
@@ -156,11 +158,10 @@ func (s *Supervisor) retrySoon(gpu node.UUID) {
 // Ensure has a daemon serve the card with these limits, and answers where it is found. It is convergent. After an error there
 // may be no daemon; the next Ensure or Drop decides what becomes of the card.
 func (s *Supervisor) Ensure(ctx context.Context, gpu node.UUID, limits Limits) (Place, error) {
-	c, err := s.card(gpu)
+	c, err := s.locked(gpu)
 	if err != nil {
 		return Place{}, err
 	}
-	c.op.Lock()
 	defer c.op.Unlock()
 	ran := c.running()
 	if err := c.ensure(ctx, limits); err != nil {
@@ -171,6 +172,24 @@ func (s *Supervisor) Ensure(ctx context.Context, gpu node.UUID, limits Limits) (
 		s.config.Notify(Event{GPU: gpu, Kind: Started, Message: fmt.Sprintf("the MPS control daemon (pid %d) serves the card's mps shares", c.now().PID)})
 	}
 	return c.place(), nil
+}
+
+// locked is a card with its op held. One that was dropped while we waited for it is made anew.
+func (s *Supervisor) locked(gpu node.UUID) (*card, error) {
+	for {
+		c, err := s.card(gpu)
+		if err != nil {
+			return nil, err
+		}
+		c.op.Lock()
+		s.mu.Lock()
+		gone := c.gone
+		s.mu.Unlock()
+		if !gone {
+			return c, nil
+		}
+		c.op.Unlock()
+	}
 }
 
 // card finds a card's directory, or makes one.
@@ -240,6 +259,23 @@ func (s *Supervisor) drop(c *card) error {
 // leave one that shows itself only after the next has looked.
 const sweepEvery = 5 * time.Second
 
+// lostServers are the servers that have ended since the last look, while their daemon goes on. Under Supervisor.mu.
+func (c *card) lostServers(all []found) (events []Event) {
+	servers := make(map[arbiter.Process]bool)
+	for _, p := range all {
+		if p.pipe == c.pipe() && p.parent == c.process.PID && c.process.PID != 0 {
+			servers[p.Process] = true
+		}
+	}
+	for old := range c.servers {
+		if !servers[old] && c.served == c.process {
+			events = append(events, Event{GPU: c.gpu, Kind: Lost, Message: fmt.Sprintf("the MPS server (pid %d) has ended: programs that were its clients have lost their contexts; those that start now get a new server", old.PID)})
+		}
+	}
+	c.servers, c.served = servers, c.process
+	return events
+}
+
 // Run looks for strays until the context ends. The daemons stay, for the next kerfd.
 func (s *Supervisor) Run(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
@@ -277,10 +313,15 @@ func (s *Supervisor) sweep() {
 	}
 	s.mu.Lock()
 	known := make(map[string]bool)
+	var lost []Event
 	for _, c := range s.cards {
 		known[c.pipe()] = true
+		lost = append(lost, c.lostServers(all)...)
 	}
 	s.mu.Unlock()
+	for _, e := range lost {
+		s.config.Notify(e)
+	}
 	strays := slices.DeleteFunc(all, func(p found) bool { return known[p.pipe] })
 	if len(strays) == 0 {
 		return

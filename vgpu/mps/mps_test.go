@@ -40,7 +40,11 @@ func newRig(t *testing.T) *rig {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("gcc", "-O1", "-o", filepath.Join(bin, controlName), "../../internal/sim/mps/control.c").CombinedOutput()
+	sources, err := filepath.Glob("../../internal/sim/mps/*.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("gcc", append([]string{"-O1", "-o", filepath.Join(bin, controlName)}, sources...)...).CombinedOutput()
 	if err != nil {
 		t.Skipf("gcc: %v: %s", err, out)
 	}
@@ -161,6 +165,28 @@ func TestDeathOfTheDaemon(t *testing.T) {
 	}
 	if state, _ := s.State(card0); state.Deaths != 1 {
 		t.Errorf("%+v", state)
+	}
+	r.end(s)
+}
+
+// The server alone may die. Its daemon goes on, with the same limits for the next one.
+func TestDeathOfTheServer(t *testing.T) {
+	r := newRig(t)
+	s := r.kerfd()
+	pipe, pid := r.ensure(s, Limits{Percent: 40})
+	r.ask(pipe, "start_server -uid 0")
+	server := r.ask(pipe, "get_server_list")
+	s.sweep()
+	if r.happened(Lost) {
+		t.Error("it lives")
+	}
+	r.ask(pipe, "shutdown_server "+server)
+	s.sweep()
+	if !r.happened(Lost) || r.happened(Died) {
+		t.Errorf("%+v", r.events)
+	}
+	if _, same := r.ensure(s, Limits{Percent: 40}); same != pid {
+		t.Errorf("another daemon: %d, want %d", same, pid)
 	}
 	r.end(s)
 }
