@@ -91,7 +91,7 @@ func (g *grants) restoreMPS(entries []ledger.Entry) {
 func (g *grants) onMPS(e mps.Event) {
 	level := slog.LevelInfo
 	switch e.Kind {
-	case mps.Died, mps.Failed, mps.Stray:
+	case mps.Died, mps.Failed, mps.Stray, mps.Lost:
 		level = slog.LevelWarn
 	}
 	g.log.Log(context.Background(), level, string(e.Kind), "gpu", e.GPU, "reason", e.Message)
@@ -114,6 +114,14 @@ func (h *hardware) noMPS() string {
 		return ""
 	}
 	return err.Error()
+}
+
+// noMPSOn is why a card cannot have shares of the tier: what the node lacks, or what the card does.
+func noMPSOn(g node.GPU, absent string) string {
+	if volta := (node.ComputeCapability{Major: 7}); absent == "" && g.Compute.Major < volta.Major {
+		return fmt.Sprintf("its compute capability is %s, and MPS has limits from %s on (Volta); use tier time", g.Compute, volta)
+	}
+	return absent
 }
 
 // errMPSFixed is the answer to a change of what only a connection to the server decides.

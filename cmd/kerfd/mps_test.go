@@ -34,6 +34,19 @@ func TestMPSWanted(t *testing.T) {
 	}
 }
 
+func TestNoMPSOn(t *testing.T) {
+	for _, tt := range []struct {
+		major  int
+		absent string
+		want   string
+	}{{9, "", ""}, {7, "", ""}, {6, "", "its compute capability is 6.1, and MPS has limits from 7.0 on (Volta); use tier time"}, {9, "not there", "not there"}, {6, "not there", "not there"}} {
+		g := node.GPU{Compute: node.ComputeCapability{Major: tt.major, Minor: 1}}
+		if got := noMPSOn(g, tt.absent); got != tt.want {
+			t.Errorf("%s, %q: %q, want %q", g.Compute, tt.absent, got, tt.want)
+		}
+	}
+}
+
 // A claim of tier mps has its card's daemon until it is given back, through the deaths of kerfd, and its container gets the pipes.
 func TestMPSClaim(t *testing.T) {
 	s := newSite(t)
