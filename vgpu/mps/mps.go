@@ -16,7 +16,7 @@
 // Shared memory. Server and clients of NVIDIA's MPS must see one /dev/shm. On a machine they do. For containers, which have each their
 // own, a daemon gets a directory of ours as its /dev/shm (Config.Enter), and so do its clients.
 //
-// Traps. A server is one user's: NVIDIA's daemon lets clients of another user wait, inside cuInit, until the first user's have ended.
+// Traps. A percentage is of each client: a share of several processes has it several times. A server is one user's: NVIDIA's daemon lets clients of another user wait, inside cuInit, until the first user's have ended.
 // A client that finds no daemon goes on without MPS and without a word; Kerf's shim asks the driver and refuses it then.
 package mps
 
