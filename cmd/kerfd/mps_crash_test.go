@@ -253,13 +253,25 @@ func TestMPSFailsClosed(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "no MPS server answers") {
 		t.Errorf("%v: %s", err, out)
 	}
-	// What a tenant writes in its environment is no way around it.
-	cmd := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", control.Socket(d.dir), "run", "--gpu", "1", "--memory", "2Gi", "--cores", "20", "--tier", "mps", "--", "sh", "-c",
-		`CUDA_MPS_PIPE_DIRECTORY=/nowhere CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=100 "$0" --kernel 1000 --seconds 2`, filepath.Join(build, "libexec/kerf/spin"))
-	out, err = cmd.CombinedOutput()
-	var part float64
-	if _, scan := fmt.Sscanf(string(out[strings.LastIndex(string(out), "launches, ")+1:]), "aunches, %f", &part); err != nil || scan != nil || part > 25 {
-		t.Errorf("%v %v: had %.1f%% of the GPU with 20%% of its threads: %s", err, scan, part, out)
+	d.eventually("all shares end", func() bool { return len(d.state().Shares) == 0 })
+}
+
+// What a tenant writes in its environment counts where it asks for less, and is no way to more.
+func TestMPSEnvironment(t *testing.T) {
+	d := startDaemon(t)
+	for _, tt := range []struct {
+		own  string
+		most float64
+	}{{"100", 20}, {"nonsense", 20}, {"10", 10}} {
+		script := `CUDA_MPS_PIPE_DIRECTORY=/nowhere CUDA_MPS_ENABLE_PER_CTX_DEVICE_MULTIPROCESSOR_PARTITIONING=1 CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=` + tt.own + ` "$0" --kernel 1000 --seconds 1`
+		out, err := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", control.Socket(d.dir), "run", "--gpu", "1", "--memory", "2Gi", "--cores", "20", "--tier", "mps", "--",
+			"sh", "-c", script, filepath.Join(build, "libexec/kerf/spin")).CombinedOutput()
+		var launches int
+		var part float64
+		_, words, _ := strings.Cut(string(out), "spin: ready [simulated GPU]\n")
+		if n, _ := fmt.Sscanf(words, "spin: %d launches, %f", &launches, &part); err != nil || n != 2 || part > tt.most*1.2 || launches == 0 {
+			t.Errorf("own percentage %s of 20: had %.1f%% of the GPU's time, want %.0f (%v): %s", tt.own, part, tt.most, err, out)
+		}
 	}
 	d.eventually("all shares end", func() bool { return len(d.state().Shares) == 0 })
 }
