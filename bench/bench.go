@@ -12,16 +12,24 @@ package bench
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/kerf-gpu/kerf/bench/rig"
 )
 
+// ListSchema names the format of `kerf bench list --json`, VirtSchema that with --virt-bench.
+const (
+	ListSchema = "kerf.bench.list/v1"
+	VirtSchema = "kerf.bench.virt/v1"
+)
+
 // Scenario is a set of metrics that are measured together.
 type Scenario struct {
 	Name  string
 	About string
+	Rows  []Row                                                                             // every result that it can have
 	with  rig.Options                                                                       // how that kerfd is started
 	run   func(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) // with a kerfd of its own
 	visit func(ctx context.Context, options Options) (measured, error)                      // on a cluster that is there
@@ -36,10 +44,46 @@ type measured struct {
 
 // Scenarios is every scenario there is.
 var Scenarios = []Scenario{
-	{"overhead", "what one call costs through the shim: launch, alloc, free, queries, contexts, process start", rig.Options{ZeroCost: true, Leases: true}, runOverhead, nil},
-	{"shares", "how GPU time is divided among 2, 4 and 8 busy tenants; what it costs one alone and two; who is guaranteed, over who is not", rig.Options{Leases: true}, runShares, nil},
-	{"kubernetes", "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver", rig.Options{}, nil, runKubernetes},
-	{"kubernetes-scale", "simulated nodes with our slices: bytes in etcd, pods scheduled a second without claims and with slices", rig.Options{}, nil, runScale},
+	{
+		Name: "overhead", About: "what one call costs through the shim: launch, alloc, free, queries, contexts, process start",
+		Rows: overheadRows(), with: rig.Options{ZeroCost: true, Leases: true}, run: runOverhead,
+	},
+	{
+		Name: "shares", About: "how GPU time is divided among 2, 4 and 8 busy tenants; what it costs one alone and two; who is guaranteed, over who is not",
+		Rows: sharesRows(), with: rig.Options{Leases: true}, run: runShares,
+	},
+	{
+		Name: "memory", About: "where each class of allocation is refused, to the byte; how long a refusal takes",
+		Rows: memoryRows(), with: rig.Options{Leases: true}, run: runMemory,
+	},
+	{
+		Name: "neighbour", About: "a victim's latency and GPU time, alone and beside a memory hog, a launch flood, a churn of allocations",
+		Rows: neighbourRows(), with: rig.Options{Leases: true}, run: runNeighbour,
+	},
+	{
+		Name: "priority", About: "how long a class waits for the GPU while one below it is busy",
+		Rows: priorityRows(), with: rig.Options{Leases: true}, run: runPriority,
+	},
+	{
+		Name: "crash", About: "SIGKILL of who has the GPU, and of kerfd: how long the others stand still; when memory is back; whose bytes are wrong",
+		Rows: crashRows(), with: rig.Options{Leases: true}, run: runCrash,
+	},
+	{
+		Name: "switch", About: "one model after another on a card with room for one: from the kill to the next's first kernels",
+		Rows: switchRows(), with: rig.Options{Leases: true}, run: runSwitch,
+	},
+	{
+		Name: "overcommit", About: "tenants whose memory is in sum more than the card's: all busy, or one idle; every byte checked",
+		Rows: overcommitRows(), with: rig.Options{Profile: "smallx2", Overcommit: overcommitPercent}, run: runOvercommit,
+	},
+	{
+		Name: "kubernetes", About: "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver",
+		Rows: kubernetesRows(), visit: runKubernetes,
+	},
+	{
+		Name: "kubernetes-scale", About: "simulated nodes with our slices: bytes in etcd, pods scheduled a second without claims and with slices",
+		Rows: scaleRows(), visit: runScale,
+	},
 }
 
 // Options of Run.
@@ -81,13 +125,16 @@ func Find(name string) (Scenario, error) {
 func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (err error) {
 	if scenario.visit != nil {
 		got, err := scenario.visit(ctx, options)
-		if err == nil {
-			r.take(scenario, got)
+		if err != nil {
+			return err
 		}
-		return err
+		return r.take(scenario, got)
 	}
 	how := scenario.with
-	how.Bin, how.Profile = options.Bin, options.Profile
+	how.Bin = options.Bin
+	if how.Profile == "" || options.Profile != "" { // a scenario may need a card of a kind
+		how.Profile = options.Profile
+	}
 	on, err := rig.Start(ctx, how)
 	if err != nil {
 		return err
@@ -101,18 +148,25 @@ func (r *Report) add(ctx context.Context, scenario Scenario, options Options) (e
 	if err != nil {
 		return err
 	}
-	r.take(scenario, measured{results, card, on.DriverVersion(), on.Simulated})
-	return nil
+	return r.take(scenario, measured{results, card, on.DriverVersion(), on.Simulated})
 }
 
 // take puts a scenario's results into the report.
-func (r *Report) take(scenario Scenario, got measured) {
+func (r *Report) take(scenario Scenario, got measured) error {
 	r.Env.Card, r.Env.Driver, r.Env.Simulated = got.card, got.driver, got.simulated
 	for _, one := range got.results {
+		if !scenario.has(one.ID) {
+			return fmt.Errorf("measured %s (%s), which is not in its list of rows; add it there", one.ID, one.Name)
+		}
 		one.Scenario, one.Simulated = scenario.Name, got.simulated
 		one.Judge()
 		r.Results = append(r.Results, one)
 	}
+	return nil
+}
+
+func (s Scenario) has(id string) bool {
+	return slices.ContainsFunc(s.Rows, func(row Row) bool { return row.ID == id })
 }
 
 // MissedError says which targets a run missed.

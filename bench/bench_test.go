@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -183,8 +184,65 @@ func TestAppendTimes(t *testing.T) {
 
 func TestUnknownScenario(t *testing.T) {
 	_, err := Run(t.Context(), []string{"overhed"}, Options{})
-	want := "no scenario 'overhed': there is overhead, shares, kubernetes, kubernetes-scale"
+	want := "no scenario 'overhed': there is overhead, shares, memory, neighbour, priority, crash, switch, overcommit, kubernetes, kubernetes-scale"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
+	}
+}
+
+// Every row has an id of its own, and whatever a scenario is told to keep.
+func TestRows(t *testing.T) {
+	ids, names := map[string]string{}, map[string]bool{}
+	for _, scenario := range Scenarios {
+		if names[scenario.Name] || scenario.About == "" || (scenario.run == nil) == (scenario.visit == nil) || len(scenario.Rows) == 0 {
+			t.Errorf("scenario '%s' is there twice, or lacks words, rows or the one function that runs it", scenario.Name)
+		}
+		names[scenario.Name] = true
+		for _, row := range scenario.Rows {
+			if other, there := ids[row.ID]; there {
+				t.Errorf("%s is a row of %s and of %s", row.ID, other, scenario.Name)
+			}
+			ids[row.ID] = scenario.Name
+			if row.Name == "" || row.Unit == "" || row.Basis != Absolute && row.Basis != Added {
+				t.Errorf("%s: name '%s', unit '%s', basis '%s': one is missing", row.ID, row.Name, row.Unit, row.Basis)
+			}
+		}
+	}
+}
+
+func TestRowOf(t *testing.T) {
+	row := Row{"KF-999", "waits", "ns", Added, bound(2), nil}
+	got, err := row.of([]float64{5, 1, 2, 3, 4, 6}, []float64{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Result{ID: "KF-999", Name: "waits", Unit: "ns", Basis: Added, Target: bound(2), Value: 3, P99: 6, N: 6,
+		Baseline: 1, BaselineP99: 1, Spread: []float64{1, 2, 3, 5, 6, 6}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := row.of(nil, []float64{1}); err == nil {
+		t.Error("a result was made of nothing")
+	}
+}
+
+// A result that no list of rows has would be in no other list either.
+func TestTakeRefusesUnknownRow(t *testing.T) {
+	var report Report
+	err := report.take(Scenario{Name: "some", Rows: []Row{{ID: "KF-001"}}}, measured{results: []Result{{ID: "KF-002", Name: "other"}}})
+	if err == nil {
+		t.Error("KF-002 was taken")
+	}
+}
+
+func TestGap(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	log := readings{{at(0), []float64{5, 1}}, {at(4), []float64{5, 1}}, {at(5), []float64{6, 1}}, {at(8), []float64{6, 1}}, {at(9), []float64{6, 2}}}
+	if got := log.gap(); got != 5*time.Millisecond {
+		t.Errorf("gap %s, want the 5 ms before the first work", got)
+	}
+	log = append(log, reading{at(20), []float64{6, 2}})
+	if got := log.gap(); got != 11*time.Millisecond {
+		t.Errorf("gap %s, want the 11 ms at the end, which nothing ended", got)
 	}
 }

@@ -27,6 +27,7 @@ var overheadMetrics = []overheadMetric{
 	{id: "OH-002", name: "cuMemAlloc, 2 MiB", probe: "alloc", batch: 64, batches: 4, basis: Added},
 	{id: "OH-003", name: "cuMemFree, 2 MiB", probe: "free", batch: 64, batches: 4, basis: Added},
 	{id: "OH-007", name: "alloc + free, 2 MiB", probe: "alloc-free", batch: 64, batches: 4, basis: Added, target: 400},
+	{id: "KF-003", name: "alloc + free of a pool's, 2 MiB", probe: "async", batch: 64, batches: 4, basis: Added},
 	{id: "KF-002", name: "cuMemGetInfo", probe: "mem-info", batch: 256, batches: 8, basis: Absolute, target: 100},
 	{id: "OH-005", name: "cuGetProcAddress", probe: "resolve", batch: 64, batches: 4, basis: Added},
 	{id: "OH-004", name: "context create + destroy", probe: "context", batch: 1, batches: 2, basis: Added},
@@ -95,7 +96,7 @@ func runOverhead(ctx context.Context, on *rig.Rig, options Options) ([]Result, s
 	for pair := range how.pairs {
 		options.progress("calls: process pair %d of %d", pair+1, how.pairs)
 		var err error
-		if card, err = measurePair(ctx, on, how, both); err != nil {
+		if card, err = measurePair(ctx, on, how, overheadMetrics, both); err != nil {
 			return nil, "", err
 		}
 	}
@@ -109,7 +110,11 @@ func runOverhead(ctx context.Context, on *rig.Rig, options Options) ([]Result, s
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", metric.name, err)
 		}
-		results = append(results, metric.result(got))
+		result, err := metric.row().of(got.sliced.calls, got.native.calls)
+		if err != nil {
+			return nil, "", err
+		}
+		results = append(results, result)
 	}
 	return results, card, nil
 }
@@ -122,7 +127,7 @@ func (o Options) progress(format string, args ...any) {
 
 // measurePair starts one native and one sliced probe, both pinned to the same CPU, and has them measure each
 // metric in turn. Only the one that measures runs; who goes first alternates too.
-func measurePair(ctx context.Context, on *rig.Rig, how plan, both map[string]*sides) (card string, err error) {
+func measurePair(ctx context.Context, on *rig.Rig, how plan, metrics []overheadMetric, both map[string]*sides) (card string, err error) {
 	native, err := startProbe(on.Native(ctx, on.Tenant(probeProgram), "serve"))
 	if err != nil {
 		return "", fmt.Errorf("native probe: %w", err)
@@ -134,7 +139,7 @@ func measurePair(ctx context.Context, on *rig.Rig, how plan, both map[string]*si
 	}
 	defer sliced.stop(&err)
 
-	for _, metric := range overheadMetrics {
+	for _, metric := range metrics {
 		got := both[metric.probe]
 		if got == nil {
 			got = &sides{}
@@ -179,26 +184,31 @@ func measureInit(ctx context.Context, on *rig.Rig, metric initMetric, how plan) 
 	return got, nil
 }
 
-func (m overheadMetric) result(got *sides) Result {
-	result := Result{
-		ID: m.id, Name: m.name, Unit: "ns", Basis: m.basis,
-		// Medians from batches: a clock read costs as much as a launch. Tails from single calls, less
-		// the clock's own time: a batch would hide them.
-		Value: Median(got.sliced.batches), Baseline: Median(got.native.batches),
-		P99: Percentile(got.sliced.calls, 99), BaselineP99: Percentile(got.native.calls, 99),
-		N: len(got.sliced.calls),
+func overheadRows() (rows []Row) {
+	for _, metric := range overheadMetrics {
+		rows = append(rows, metric.row())
 	}
-	result.Target, result.TargetP99 = optional(m.target), optional(m.p99)
+	for _, metric := range initMetrics {
+		rows = append(rows, metric.row())
+	}
+	return rows
+}
+
+func (m overheadMetric) row() Row {
+	return Row{m.id, m.name, "ns", m.basis, optional(m.target), optional(m.p99)}
+}
+
+func (m overheadMetric) result(got *sides) Result {
+	// Medians from batches: a clock read costs as much as a launch. Tails from single calls, less
+	// the clock's own time: a batch would hide them.
+	result := m.row().result(Median(got.sliced.batches), Percentile(got.sliced.calls, 99), len(got.sliced.calls))
+	result.Baseline, result.BaselineP99 = Median(got.native.batches), Percentile(got.native.calls, 99)
+	result.Spread, result.BaselineSpread = spread(got.sliced.batches), spread(got.native.batches)
 	return result
 }
 
-func (m initMetric) result(got *sides) Result {
-	return Result{
-		ID: m.id, Name: m.name, Unit: "ns", Basis: Added, Target: optional(m.target),
-		Value: Median(got.sliced.calls), Baseline: Median(got.native.calls),
-		P99: Percentile(got.sliced.calls, 99), BaselineP99: Percentile(got.native.calls, 99),
-		N: len(got.sliced.calls),
-	}
+func (m initMetric) row() Row {
+	return Row{m.id, m.name, "ns", Added, optional(m.target), nil}
 }
 
 func optional(target float64) *float64 {

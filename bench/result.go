@@ -57,6 +57,18 @@ type Result struct {
 	OK          bool     `json:"ok"`         // no target is missed
 	N           int      `json:"n"`          // samples through the shim
 	Simulated   bool     `json:"simulated"`
+
+	Spread         []float64 `json:"spread,omitempty"` // the percentiles SpreadAt of the samples, where they were kept
+	BaselineSpread []float64 `json:"baseline_spread,omitempty"`
+	Shares         []Share   `json:"shares,omitempty"` // of GPU time, where the metric is about them
+	MoreIsBetter   bool      `json:"more_is_better,omitempty"`
+}
+
+// Share is what one tenant had of the GPU's time, and what it was due, in percent.
+type Share struct {
+	Tenant string  `json:"tenant"`
+	Due    float64 `json:"due"`
+	Got    float64 `json:"got"`
 }
 
 // Judge fills Ratio and OK from the other fields.

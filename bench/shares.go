@@ -2,13 +2,11 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"time"
 
 	"github.com/kerf-gpu/kerf/bench/rig"
-	"github.com/kerf-gpu/kerf/internal/sim"
 )
 
 // load is how a tenant keeps the GPU busy.
@@ -56,18 +54,14 @@ func sharesPlanOf(options Options) sharesPlan {
 	return sharesPlan{2 * time.Second, 12 * time.Second}
 }
 
-// runShares measures how GPU time is divided. Truth is the simulated engine's own log: how long it worked for each process, in
-// its own time, which does not run while this machine keeps it from running. No card has such a log.
+// runShares measures how GPU time is divided.
 func runShares(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) {
-	if !on.Simulated {
-		return nil, "", errors.New("shares are measured by the simulated engine's log, which a real card does not keep; use --simulate h200x8")
-	}
-	node, err := sim.Open(on.Root())
+	bed, err := openBed(on, "shares")
 	if err != nil {
 		return nil, "", err
 	}
-	defer func() { _ = node.Close() }()
-	bench := sharesBench{on, node, sharesPlanOf(options)}
+	defer bed.close()
+	bench := sharesBench{bed, sharesPlanOf(options)}
 	var results []Result
 	for i, c := range sharesCases {
 		options.progress("shares: %s", c.name)
@@ -76,7 +70,11 @@ func runShares(ctx context.Context, on *rig.Rig, options Options) ([]Result, str
 			return nil, "", fmt.Errorf("%s: %w", c.name, err)
 		}
 		options.progress("shares: %s: in percent, got %.1f of %v", c.name, hundredfold(seen.parts(0, len(seen)-1)), c.cores)
-		results = append(results, seen.results(i, c)...)
+		more, err := seen.results(i, c)
+		if err != nil {
+			return nil, "", fmt.Errorf("%s: %w", c.name, err)
+		}
+		results = append(results, more...)
 	}
 	options.progress("shares: one alone, native and sliced; two against one")
 	more, err := bench.throughput(ctx)
@@ -85,94 +83,31 @@ func runShares(ctx context.Context, on *rig.Rig, options Options) ([]Result, str
 	}
 	results = append(results, more...)
 	options.progress("shares: a guaranteed tenant over a best-effort one")
-	more, err = bench.reaction(ctx)
-	return append(results, more...), node.Status().GPUs[0].Name, err
+	high := rig.Slice{Memory: "2Gi", Cores: 50, GPU: "0"}
+	low := busy(rig.Slice{Memory: "2Gi", GPU: "0", Class: "besteffort"}, load{"", []string{"--kernel", "1000", "--ahead", "128"}})
+	reaction, err := bed.reaction(ctx, reactionRow, high, low, bench.plan.watch)
+	return append(results, reaction), bed.card(), err
 }
 
 type sharesBench struct {
-	on   *rig.Rig
-	node *sim.Node
+	*bed
 	plan sharesPlan
 }
 
-// reading is the engine's log at a moment: ms of work by tenant, in the order of the case.
-type reading struct {
-	at   time.Time
-	busy []float64
-}
-
-type readings []reading
-
-// tenants starts the case's programs and returns their pids.
-func (b sharesBench) start(ctx context.Context, slices []rig.Slice, loads []load) (pids []int, end func(), err error) {
-	var tenants []*rig.Tenant
-	end = func() {
-		for _, t := range tenants {
-			t.Stop()
-		}
-		for _, t := range tenants {
-			t.End()
-		}
-	}
-	for i, slice := range slices {
-		args := append([]string{"--json", "--seconds", "0"}, loads[i%len(loads)].args...)
-		cmd := b.on.Sliced(ctx, slice, b.on.Tenant("spin"), args...)
-		if slice.Memory == "" {
-			cmd = b.on.Native(ctx, b.on.Tenant("spin"), args...)
-		}
-		t, err := rig.StartTenant(fmt.Sprintf("spin %d", i), cmd)
-		if err != nil {
-			end()
-			return nil, nil, err
-		}
-		tenants = append(tenants, t)
-	}
-	for _, t := range tenants {
-		ready, err := t.Await("holding")
-		if err != nil {
-			end()
-			return nil, nil, err
-		}
-		pids = append(pids, ready.Pid)
-	}
-	return pids, end, nil
-}
-
-func (b sharesBench) read(pids []int) reading {
-	r := reading{at: time.Now(), busy: make([]float64, len(pids))}
-	for _, process := range b.node.Status().GPUs[0].Processes {
-		for i, pid := range pids {
-			if process.PID == pid {
-				r.busy[i] = float64(process.BusyMS)
-			}
-		}
-	}
-	return r
-}
-
 func (b sharesBench) observe(ctx context.Context, slices []rig.Slice, loads []load) (readings, error) {
-	pids, end, err := b.start(ctx, slices, loads)
+	guests := make([]guest, len(slices))
+	for i, slice := range slices {
+		guests[i] = busy(slice, loads[i%len(loads)])
+	}
+	here, err := b.start(ctx, guests...)
 	if err != nil {
 		return nil, err
 	}
-	defer end()
-	tick := time.NewTicker(sampleEvery)
-	defer tick.Stop()
-	from := time.Now().Add(b.plan.settle)
-	var log readings
-	for now := range tick.C {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if now.Before(from) {
-			continue
-		}
-		log = append(log, b.read(pids))
-		if now.Sub(from) > b.plan.watch {
-			break
-		}
+	defer here.end()
+	if _, err := b.bed.watch(ctx, here.pids(), sampleEvery, b.plan.settle); err != nil {
+		return nil, err
 	}
-	return log, nil
+	return b.bed.watch(ctx, here.pids(), sampleEvery, b.plan.watch)
 }
 
 func (b sharesBench) watch(ctx context.Context, c sharesCase) (readings, error) {
@@ -183,48 +118,12 @@ func (b sharesBench) watch(ctx context.Context, c sharesCase) (readings, error) 
 	return b.observe(ctx, slices, c.loads)
 }
 
-// over are the parts of the engine's work that each tenant had, in every window in which it worked for so long in all.
-func (r readings) over(window time.Duration) (parts [][]float64) {
-	end := 0
-	for start := range r {
-		for end < len(r) && r.work(start, end) < float64(window.Milliseconds()) {
-			end++
-		}
-		if end == len(r) {
-			return parts
-		}
-		parts = append(parts, r.parts(start, end))
-	}
-	return parts
-}
-
-func (r readings) work(from, to int) (sum float64) {
-	for i := range r[from].busy {
-		sum += r[to].busy[i] - r[from].busy[i]
-	}
-	return sum
-}
-
-func (r readings) parts(from, to int) []float64 {
-	parts := make([]float64, len(r[from].busy))
-	for i := range parts {
-		parts[i] = (r[to].busy[i] - r[from].busy[i]) / r.work(from, to)
-	}
-	return parts
-}
-
 func hundredfold(parts []float64) []float64 {
 	percent := make([]float64, len(parts))
 	for i, part := range parts {
 		percent[i] = 100 * part
 	}
 	return percent
-}
-
-// rate is the engine's work in a second of the wall's time.
-func (r readings) rate() float64 {
-	last := len(r) - 1
-	return r.work(0, last) / float64(r[last].at.Sub(r[0].at).Milliseconds())
 }
 
 // shareError is by how much of the GPU's time the tenant was off that was off most, in percent.
@@ -250,21 +149,59 @@ func (c sharesCase) jain(parts []float64) float64 {
 	return sum * sum / (float64(len(parts)) * squares)
 }
 
-func (r readings) results(i int, c sharesCase) []Result {
-	percent := func(id int, name string, target float64, values []float64) Result {
-		return Result{ID: fmt.Sprintf("KF-%d", id+i), Name: c.name + ": " + name, Unit: "%", Basis: Absolute, Value: Percentile(values, 95),
-			P99: Percentile(values, 99), Target: &target, N: len(values)}
+func (c sharesCase) rows(i int) (second, all, jain Row) {
+	row := func(id int, name string, target float64) Row {
+		return Row{fmt.Sprintf("KF-%d", id+i), c.name + ": " + name, "%", Absolute, &target, nil}
 	}
-	var second []float64
+	return row(100, "share error over 1 s, p95", 3), row(120, "share error over all", 1), row(140, "unfairness (1 - Jain), over all", 1)
+}
+
+func (r readings) results(i int, c sharesCase) ([]Result, error) {
+	var errors []float64
 	for _, parts := range r.over(time.Second) {
-		second = append(second, c.shareError(parts))
+		errors = append(errors, c.shareError(parts))
 	}
-	all := r.parts(0, len(r)-1)
-	return []Result{
-		percent(100, "share error over 1 s, p95", 3, second),
-		percent(120, "share error over all", 1, []float64{c.shareError(all)}),
-		percent(140, "unfairness (1 - Jain), over all", 1, []float64{100 * (1 - c.jain(all))}),
+	if len(errors) == 0 {
+		return nil, fmt.Errorf("the engine worked for less than a second in the %s that were watched", r[len(r)-1].at.Sub(r[0].at))
 	}
+	parts := r.parts(0, len(r)-1)
+	over, unfair := c.shareError(parts), 100*(1-c.jain(parts))
+	second, all, jain := c.rows(i)
+	results := []Result{
+		second.result(Percentile(errors, 95), Percentile(errors, 99), len(errors)),
+		all.result(over, over, 1),
+		jain.result(unfair, unfair, 1),
+	}
+	results[0].Spread, results[1].Shares = spread(errors), c.shares(parts)
+	return results, nil
+}
+
+// shares are what each tenant had and was due.
+func (c sharesCase) shares(parts []float64) (shares []Share) {
+	sum := 0
+	for _, cores := range c.cores {
+		sum += cores
+	}
+	for i, part := range parts {
+		due := 100 * float64(c.cores[i]) / float64(sum)
+		shares = append(shares, Share{fmt.Sprintf("%d: %s", i+1, c.loads[i%len(c.loads)].name), due, 100 * part})
+	}
+	return shares
+}
+
+var (
+	lonelyRow   = Row{"KF-160", "one alone: throughput lost against native", "%", Absolute, bound(0.5), nil}
+	togetherRow = Row{"KF-161", "two: throughput lost against one alone", "%", Absolute, bound(3), nil}
+	reactionRow = Row{"KF-170", "guaranteed over best effort (kernels of 1 ms): a request of 100 µs", "ns", Added, nil,
+		bound((5 + 1) * millisecond)} // and the kernel that runs
+)
+
+func sharesRows() (rows []Row) {
+	for i, c := range sharesCases {
+		second, all, jain := c.rows(i)
+		rows = append(rows, second, all, jain)
+	}
+	return append(rows, lonelyRow, togetherRow, reactionRow)
 }
 
 // throughput compares the engine's work in a second: of a program on the driver itself, of the same in a slice, and of two in
@@ -285,44 +222,5 @@ func (b sharesBench) throughput(ctx context.Context) ([]Result, error) {
 		lone = append(lone, 100*(1-rates[1]/rates[0]))
 		two = append(two, 100*(1-rates[2]/rates[1]))
 	}
-	return []Result{
-		lost("KF-160", "one alone: throughput lost against native", 0.5, lone),
-		lost("KF-161", "two: throughput lost against one alone", 3, two),
-	}, nil
-}
-
-func lost(id, name string, target float64, values []float64) Result {
-	return Result{ID: id, Name: name, Unit: "%", Basis: Absolute, Value: Median(values), P99: Percentile(values, 99), Target: &target, N: len(values)}
-}
-
-// reaction is how long a request of a guaranteed tenant takes while a best-effort one is busy, as against alone.
-func (b sharesBench) reaction(ctx context.Context) ([]Result, error) {
-	_, end, err := b.start(ctx, []rig.Slice{{Memory: "2Gi", GPU: "0", Class: "besteffort"}}, []load{{"", []string{"--kernel", "1000", "--ahead", "128"}}})
-	if err != nil {
-		return nil, err
-	}
-	beside, err := b.serve(ctx)
-	end()
-	if err != nil {
-		return nil, err
-	}
-	alone, err := b.serve(ctx)
-	if err != nil {
-		return nil, err
-	}
-	target := 5e6 + 1e6 // and the kernel that runs
-	return []Result{{ID: "KF-170", Name: "guaranteed over best effort (kernels of 1 ms): a request of 100 µs", Unit: "ns", Basis: Added,
-		Value: beside.P50 * 1e3, P99: beside.P99 * 1e3, Baseline: alone.P50 * 1e3, BaselineP99: alone.P99 * 1e3, TargetP99: &target, N: int(beside.Requests)}}, nil
-}
-
-func (b sharesBench) serve(ctx context.Context) (rig.Event, error) {
-	seconds := fmt.Sprint(b.plan.watch.Seconds())
-	cmd := b.on.Sliced(ctx, rig.Slice{Memory: "2Gi", Cores: 50, GPU: "0"}, b.on.Tenant("serve"), "--json", "--memory", "64Mi", "--touch", "64Ki",
-		"--burst", "1", "--pause", "0.03", "--seconds", seconds)
-	t, err := rig.StartTenant("serve", cmd)
-	if err != nil {
-		return rig.Event{}, err
-	}
-	defer t.End()
-	return t.Await("report")
+	return resultsOf([]taken{{lonelyRow, lone, nil}, {togetherRow, two, nil}})
 }

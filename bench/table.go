@@ -60,15 +60,17 @@ func ratio(value float64) string {
 	return fmt.Sprintf("%.2f", value)
 }
 
-// quantity prints three digits or so: nanoseconds become µs and ms where that is easier to read.
+// quantity prints three digits or so, in a larger unit where that is easier to read.
 func quantity(value float64, unit string) string {
-	if unit == "ns" {
-		switch size := math.Abs(value); {
-		case size >= 1e6:
-			value, unit = value/1e6, "ms"
-		case size >= 1e4:
-			value, unit = value/1e3, "µs"
-		}
+	switch size := math.Abs(value); {
+	case unit == "ns" && size >= 1e9:
+		value, unit = value/1e9, "s"
+	case unit == "ns" && size >= 1e6:
+		value, unit = value/1e6, "ms"
+	case unit == "ns" && size >= 1e4:
+		value, unit = value/1e3, "µs"
+	case unit == "B" && size >= 1<<20:
+		value, unit = value/(1<<20), "MiB"
 	}
 	if math.Abs(value) >= 100 {
 		return fmt.Sprintf("%.0f %s", value, unit)

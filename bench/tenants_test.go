@@ -213,10 +213,16 @@ func TestGPUCheckWithoutGPU(t *testing.T) {
 	if rig.HasGPU() {
 		t.Skip("this machine has a GPU")
 	}
+	if _, err := os.Lstat("/dev/nvidiactl"); err == nil {
+		t.Skip("this machine has NVIDIA's libraries, and so /dev/nvidiactl")
+	}
 	text, err := output(t, exec.Command("gpu/check.sh"))
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 2 || strings.Count(text, "\n") != 1 || !strings.Contains(text, "no NVIDIA GPU here") {
 		t.Errorf("ended with %v, want exit 2 and one line that says why", err)
+	}
+	if _, err := os.Lstat("/dev/nvidiactl"); err == nil {
+		t.Error("looking for a GPU made /dev/nvidiactl, which all others would take for one")
 	}
 }
 

@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
 done
 
 # Opened, not looked for: the driver's libraries make the node even where there is no card.
-if [ -z "$simulated" ] && ! (exec 3<>/dev/nvidiactl) 2>/dev/null; then
+if [ -z "$simulated" ] && ! { [ -c /dev/nvidiactl ] && (exec 3<>/dev/nvidiactl); } 2>/dev/null; then
 	echo "gpu-check: no NVIDIA GPU here (/dev/nvidiactl does not open): nothing was checked; --simulated runs what needs no card"
 	exit 2
 fi

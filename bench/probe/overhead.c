@@ -138,6 +138,22 @@ static void call_alloc_free(struct probe *probe, int i)
 	call_free(probe, i);
 }
 
+/* The pool keeps what is freed: from the second call on no memory comes from the driver or goes back to it. */
+static void call_async(struct probe *probe, int i)
+{
+	CU(&probe->tenant, cuMemAllocAsync(&probe->piece[i], PIECE, NULL));
+	CU(&probe->tenant, cuMemFreeAsync(probe->piece[i], NULL));
+}
+
+/* All that the card says it has can never be had: the context is there. */
+static void call_refuse(struct probe *probe, int i)
+{
+	if (cuMemAlloc_v2(&probe->piece[i], probe->tenant.total) == CUDA_ERROR_OUT_OF_MEMORY)
+		return;
+	fprintf(stderr, "overhead-probe: %zu bytes were not refused\n", probe->tenant.total);
+	exit(1);
+}
+
 static void call_mem_info(struct probe *probe, int i)
 {
 	size_t free_bytes, total;
@@ -194,6 +210,8 @@ static const struct metric {
 	{"alloc", call_alloc, NULL, all_free},
 	{"free", call_free, all_alloc, NULL},
 	{"alloc-free", call_alloc_free, NULL, NULL},
+	{"async", call_async, NULL, all_wait},
+	{"refuse", call_refuse, NULL, NULL},
 	{"mem-info", call_mem_info, NULL, NULL},
 	{"resolve", call_resolve, NULL, NULL},
 	{"context", call_context, NULL, restore},

@@ -31,6 +31,8 @@ type Options struct {
 	ZeroCost bool      // a simulated driver whose calls cost nothing
 	Leases   bool      // GPU time is leased
 	Log      io.Writer // kerfd's log; nil: kept, and quoted where kerfd fails
+
+	Overcommit int // percent of the cards' memory that is promised; 0: no more than there is. Implies Leases
 }
 
 // Slice is what a program asks of `kerf run`.
@@ -47,6 +49,7 @@ type Rig struct {
 	Profile   string // "" on a real GPU
 
 	bin, dir string
+	options  Options
 	kerfd    *exec.Cmd
 	exited   chan struct{} // closed when kerfd has ended
 	exit     error
@@ -83,27 +86,31 @@ func Start(ctx context.Context, options Options) (*Rig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make run directory: %w", err)
 	}
-	r := &Rig{bin: bin, dir: dir, Profile: options.Profile, exited: make(chan struct{}), log: &logTail{copy: options.Log}}
+	r := &Rig{bin: bin, dir: dir, Profile: options.Profile, options: options, log: &logTail{copy: options.Log}}
 	if r.Profile == "" && !HasGPU() {
 		r.Profile = DefaultProfile
 	}
 	r.Simulated = r.Profile != ""
-	if err := r.startKerfd(ctx, options); err != nil {
+	if err := r.startKerfd(ctx); err != nil {
 		_ = r.Close() // it would say the same again
 		return nil, err
 	}
 	return r, nil
 }
 
-func (r *Rig) startKerfd(ctx context.Context, options Options) error {
+func (r *Rig) startKerfd(ctx context.Context) error {
 	config := filepath.Join(r.dir, "kerfd.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "leases: %t\n", options.Leases), 0o600); err != nil {
+	text := fmt.Sprintf("leases: %t\n", r.options.Leases)
+	if r.options.Overcommit > 0 {
+		text = fmt.Sprintf("cards: [{mode: overcommit, overcommitPercent: %d}]\n", r.options.Overcommit)
+	}
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("configure kerfd: %w", err)
 	}
 	args := []string{"--config", config, "--run-dir", r.dir}
 	if r.Simulated {
 		args = append(args, "--simulate", r.Profile)
-		if options.ZeroCost {
+		if r.options.ZeroCost {
 			args = append(args, "--sim-zero-cost")
 		}
 	}
@@ -116,7 +123,9 @@ func (r *Rig) startKerfd(ctx context.Context, options Options) error {
 		r.kerfd = nil
 		return fmt.Errorf("start kerfd: %w (build it with 'make build')", err)
 	}
-	go func() { r.exit = r.kerfd.Wait(); close(r.exited) }()
+	exited, cmd := make(chan struct{}), r.kerfd
+	r.exited = exited
+	go func() { r.exit = cmd.Wait(); close(exited) }()
 	return r.waitReady(ctx)
 }
 
@@ -215,6 +224,15 @@ func parseDriverVersion(text string) string {
 
 // Pid is kerfd's.
 func (r *Rig) Pid() int { return r.kerfd.Process.Pid }
+
+// KillKerfd kills kerfd with SIGKILL. The tenants go on; Revive starts the next one.
+func (r *Rig) KillKerfd() {
+	_ = r.kerfd.Process.Kill()
+	<-r.exited
+}
+
+// Revive starts kerfd again where the one before died, and waits until it answers.
+func (r *Rig) Revive(ctx context.Context) error { return r.startKerfd(ctx) }
 
 // Close stops kerfd, by force if it does not end within five seconds, and removes the run directory.
 func (r *Rig) Close() error {

@@ -51,3 +51,15 @@ func TestLogTail(t *testing.T) {
 		t.Errorf("tail of %d bytes ends %q", len(got), got[len(got)-10:])
 	}
 }
+
+func TestParseTicks(t *testing.T) {
+	got, err := parseTicks([]byte("42 (a ) b) S 1 42 42 0 -1 4194304 1 2 3 4 17 5 6 7 20 0 9 0 100 200"))
+	if err != nil || got != 22 {
+		t.Errorf("%d ticks (%v), want 22", got, err)
+	}
+	for _, line := range []string{"", "42 (kerfd) S 1", "42 (kerfd) S 1 42 42 0 -1 4194304 1 2 3 4 x 5 6"} {
+		if _, err := parseTicks([]byte(line)); err == nil {
+			t.Errorf("'%s' was taken for a process", line)
+		}
+	}
+}

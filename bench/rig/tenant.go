@@ -2,12 +2,10 @@ package rig
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os/exec"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,6 +27,7 @@ type Event struct {
 	Class     string `json:"class"` // hog: one class of allocation
 	Got       uint64 `json:"got"`
 	Refused   uint64 `json:"refused"` // bytes of the request that was refused
+	Left      uint64 `json:"left"`    // bytes that were free then
 	Error     int    `json:"error"`   // the driver's code for it
 	Complaint string `json:"complaint"`
 
@@ -42,7 +41,7 @@ type Tenant struct {
 	Name   string
 	events chan Event
 	cmd    *exec.Cmd
-	stderr bytes.Buffer
+	stderr logTail // one that finds much wrong says so at length
 	once   sync.Once
 	ended  error
 }
@@ -115,7 +114,7 @@ func (t *Tenant) Wait() error {
 		for range t.events { // drained, or the reader would block, and the tenant with it
 		}
 		if err := t.cmd.Wait(); err != nil {
-			t.ended = fmt.Errorf("tenant %s: %w: %s", t.Name, err, strings.TrimSpace(t.stderr.String()))
+			t.ended = fmt.Errorf("tenant %s: %w: %s", t.Name, err, &t.stderr)
 		}
 	})
 	return t.ended

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"text/tabwriter"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -24,23 +24,8 @@ func benchCommand() *cobra.Command {
 			"simulated one that costs nothing, and measures native and sliced programs in alternation.\n" +
 			"Those for Kubernetes visit a cluster that is there and has Kerf, and remove what they make.",
 	}
-	cmd.AddCommand(benchListCommand(), benchRunCommand())
+	cmd.AddCommand(benchListCommand(), benchRunCommand(), benchCompareCommand())
 	return cmd
-}
-
-func benchListCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "list",
-		Short: "List the scenarios",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			for _, scenario := range bench.Scenarios {
-				fmt.Fprintf(table, "%s\t%s\n", scenario.Name, scenario.About)
-			}
-			return table.Flush()
-		},
-	}
 }
 
 // benchFlags are the flags of bench run.
@@ -60,11 +45,7 @@ func benchRunCommand() *cobra.Command {
 		Args: scenarioNames,
 		RunE: func(cmd *cobra.Command, names []string) error { return runBench(cmd, names, flags) },
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			var names []string
-			for _, scenario := range bench.Scenarios {
-				names = append(names, scenario.Name)
-			}
-			return names, cobra.ShellCompDirectiveNoFileComp
+			return scenarioWords(), cobra.ShellCompDirectiveNoFileComp
 		},
 	}
 	cmd.Flags().BoolVar(&flags.json, "json", false, "print "+bench.Schema)
@@ -81,9 +62,12 @@ func scenarioNames(_ *cobra.Command, names []string) error {
 	if len(names) == 0 {
 		return exitError{exitUsage, errors.New("no scenario named; `kerf bench list` shows them")}
 	}
-	for _, name := range names {
+	for i, name := range names {
 		if _, err := bench.Find(name); err != nil {
 			return exitError{exitUsage, err}
+		}
+		if slices.Contains(names[:i], name) {
+			return exitError{exitUsage, fmt.Errorf("scenario '%s' is named twice; once is enough", name)}
 		}
 	}
 	return nil

@@ -25,6 +25,7 @@ import (
 func runCommand(o *options) *cobra.Command {
 	var request share.Request
 	var gpus string
+	var burst bool
 	cmd := &cobra.Command{
 		Use:   "run --memory SIZE [flags] -- COMMAND [ARG…]",
 		Short: "Run a program in a slice of a GPU",
@@ -51,6 +52,7 @@ func runCommand(o *options) *cobra.Command {
 			case gpus != "":
 				request.GPU = strings.Split(gpus, ",")
 			}
+			request.Capped = !burst
 			// Bad values are refused before anything is asked of kerfd.
 			if _, err := request.Normalize(); err != nil {
 				return exitError{exitUsage, err}
@@ -60,10 +62,11 @@ func runCommand(o *options) *cobra.Command {
 	}
 	cmd.Flags().SetInterspersed(false) // flags after the command are the command's
 	cmd.Flags().Var(&request.Memory, "memory", "GPU memory, guaranteed and limit, on each GPU: 16Gi, 512Mi")
-	cmd.Flags().Var(&request.Cores, "cores", "percent of each GPU's time, 0 to 100; 0 is what all who have some leave")
+	cmd.Flags().Var(&request.Cores, "cores", "percent of each GPU's time, 0 to 100; 0 is what others of the class leave, 2 at least for all such together")
 	cmd.Flags().IntVar(&request.GPUs, "gpus", 0, "how many GPUs (default 1)")
 	cmd.Flags().StringVar(&gpus, "gpu", "", "which GPUs, by index or UUID, separated by commas (default any)")
 	cmd.Flags().StringVar((*string)(&request.Class), "class", string(share.Guaranteed), "guaranteed, burstable or besteffort")
+	cmd.Flags().BoolVar(&burst, "burst", true, "may use GPU time that others leave; =false: --cores is a limit")
 	cmd.Flags().StringVar((*string)(&request.Tier), "tier", string(share.TierTime), "time: one at a time has the GPU; mps: kernels of all run at once, for programs that trust each other")
 	completeWith(cmd, "class", share.Classes)
 	completeWith(cmd, "tier", share.Tiers)

@@ -18,7 +18,7 @@ func setCommand(o *options) *cobra.Command {
 		Use:   "set SHARE",
 		Short: "Change what a share has of its GPU's time, while its programs run",
 		Long: "Change what a share has of its GPU's time. Running programs see it at once. Cores are percent of each GPU's time, as\n" +
-			"against the others who want it; 0 is what all others leave. Without burst they are a limit too.",
+			"against the others who want it; 0 is what others of the class leave. Without burst they are a limit too.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return exitError{exitUsage, errors.New("set wants one share; kerf top lists them")}

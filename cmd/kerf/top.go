@@ -15,6 +15,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
 
@@ -89,10 +90,10 @@ func writeTop(out io.Writer, s control.State) error {
 	}
 	fmt.Fprintln(out)
 	table = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SHARE\tGPU\tTIER\tCLASS\tLIMIT\tUSED\tPEAK\tCORES\tGOT\tOWED\tLEASE\tREFUSED\tPROCS\tHOLDER")
+	fmt.Fprintln(table, "SHARE\tGPU\tTIER\tCLASS\tLIMIT\tUSED\tPEAK\tOUT\tSWAP/S\tCORES\tGOT\tOWED\tLEASE\tREFUSED\tPROCS\tHOLDER")
 	for _, sh := range s.Shares {
 		for _, d := range sh.Devices {
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s %s\t%s\t%s\t%s\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Tier, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak,
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s %s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", sh.ID, d.Index, sh.Tier, sh.Class, d.Limit, d.Used(), bar(d.Used(), d.Limit), d.Peak, swapOf(d),
 				coresOf(d.Cores), leaseOf(sh), sh.Refused, len(sh.Sessions), holderOf(sh))
 		}
 	}
@@ -124,6 +125,14 @@ func leaseOf(s control.Share) string {
 		return "-\t-\t-"
 	}
 	return fmt.Sprintf("%s\t%s\t%s", s.Lease.Got, s.Lease.Owed.Round(time.Millisecond), s.Lease.Lease)
+}
+
+// swapOf is two columns: how much of a share's memory is not on the card, and how much moved in the last second.
+func swapOf(d arbiter.DeviceState) string {
+	if d.Swap == nil {
+		return "-\t-"
+	}
+	return fmt.Sprintf("%s\t%s", d.Swap.Out, d.Swap.Rate)
 }
 
 func coresOf(p node.Percent) string {

@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -24,20 +26,27 @@ import (
 
 // Config is kerfd's one file. `kerfd config print` shows it with the defaults filled in.
 type Config struct {
-	RunDir     string           `yaml:"runDir"`     // sockets and shares; on a tmpfs
-	StateDir   string           `yaml:"stateDir"`   // what survives a reboot: the ledger
-	Root       string           `yaml:"root"`       // the driver root: / unless the driver lives in a container
-	LibDir     string           `yaml:"libDir"`     // Kerf's libraries; default: ../lib/kerf beside the program
-	SocketMode string           `yaml:"socketMode"` // who may ask for slices on this machine, as file mode of the socket
-	Strict     bool             `yaml:"strict"`     // refuse driver calls that may allocate and are not known
-	Leases     *bool            `yaml:"leases"`     // share GPU time by cores and class
-	HoldGates  bool             `yaml:"holdGates"`  // while kerfd is away, who was not to run does not; else everybody does
-	LogLevel   string           `yaml:"logLevel"`   // debug, info, warn or error
-	Cards      []CardConfig     `yaml:"cards"`      // how cards are divided; one that none of these matches is in mode vgpu
+	RunDir     string           `yaml:"runDir"`       // sockets and shares; on a tmpfs
+	StateDir   string           `yaml:"stateDir"`     // what survives a reboot: the ledger
+	Root       string           `yaml:"root"`         // the driver root: / unless the driver lives in a container
+	LibDir     string           `yaml:"libDir"`       // Kerf's libraries; default: ../lib/kerf beside the program
+	SocketMode string           `yaml:"socketMode"`   // who may ask for slices on this machine, as file mode of the socket
+	Strict     bool             `yaml:"strict"`       // refuse driver calls that may allocate and are not known
+	Leases     *bool            `yaml:"leases"`       // share GPU time by cores and class; on where a card is over-committed
+	HoldGates  bool             `yaml:"holdGates"`    // while kerfd is away, who was not to run does not; else everybody does
+	Drain      time.Duration    `yaml:"drainTimeout"` // work that runs longer after its lease no longer keeps others off the GPU; 2s
+	LogLevel   string           `yaml:"logLevel"`     // debug, info, warn or error
+	Cards      []CardConfig     `yaml:"cards"`        // how cards are divided; one that none of these matches is in mode vgpu
+	Swap       SwapConfig       `yaml:"swap"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
 
 	mpsEnter []string // by which an MPS daemon gets a /dev/shm of its own; nil: kerfd may not mount
+}
+
+// SwapConfig is for cards in mode overcommit.
+type SwapConfig struct {
+	HostMemory node.Bytes `yaml:"hostMemory"` // of this machine, for what does not fit the cards; default: half of it
 }
 
 // KubernetesConfig is for nodes of a cluster. Directories are the host's, and must have the same path in kerfd's container.
@@ -99,8 +108,9 @@ func (c Config) complete() (Config, error) {
 	c.LibDir = cmp.Or(c.LibDir, defaultLibDir())
 	c.SocketMode = cmp.Or(c.SocketMode, "0666")
 	c.LogLevel = cmp.Or(c.LogLevel, "info")
-	lease := false
+	lease := c.overcommits()
 	c.Leases = cmp.Or(c.Leases, &lease)
+	c.Drain = cmp.Or(c.Drain, 2*time.Second)
 	if c.StateDir == "" {
 		c.StateDir = filepath.Join(c.RunDir, "state")
 		if c.RunDir == control.DefaultRunDir {
@@ -124,10 +134,16 @@ func (c Config) complete() (Config, error) {
 	if _, err := c.level(); err != nil {
 		return c, err
 	}
+	if c.Drain < 50*time.Millisecond || c.Drain > time.Minute {
+		return c, fmt.Errorf("config: drainTimeout %s: outside 50ms to 1m; kernels of most programs end within 2s", c.Drain)
+	}
 	for _, card := range c.Cards {
 		if err := card.validate(); err != nil {
 			return c, err
 		}
+	}
+	if c.overcommits() && !*c.Leases {
+		return c, errors.New("config: leases: false with a card in mode overcommit: memory is moved between two leases, so without them it never would be; leave leases out, or change the card's mode")
 	}
 	if err := c.Kubernetes.validate(); err != nil {
 		return c, err
@@ -142,6 +158,10 @@ func (c Config) complete() (Config, error) {
 		return c, errors.New("config: simulate.zeroCost without simulate.profile: real hardware cannot be free; name a profile")
 	}
 	return c, nil
+}
+
+func (c Config) overcommits() bool {
+	return slices.ContainsFunc(c.Cards, func(card CardConfig) bool { return card.Mode == share.ModeOvercommit })
 }
 
 func (k KubernetesConfig) complete() KubernetesConfig {

@@ -19,6 +19,7 @@ func TestConfig(t *testing.T) {
 		{"long path", "runDir: /tmp/" + strings.Repeat("x", 90) + "\n", "use a shorter one"},
 		{"mode", "socketMode: rw\n", `socketMode "rw": not an octal file mode; write it as "0660"`},
 		{"level", "logLevel: loud\n", `logLevel "loud": not known; use debug, info, warn or error`},
+		{"drain timeout", "drainTimeout: 10ms\n", "drainTimeout 10ms: outside 50ms to 1m"},
 		{"root and simulate", "root: /x\nsimulate: {profile: h200x8}\n", "a simulated node has a root of its own"},
 		{"cards", "cards: [{match: {product: a100, index: 3}, mode: mig}, {mode: overcommit, overcommitPercent: 150}]\n", ""},
 		{"unknown mode", "cards: [{mode: half}]\n", `cards: mode "half": not known; use vgpu, overcommit, mig or exclusive`},

@@ -237,7 +237,7 @@ func (g *grants) dissolve(id string) error {
 func (g *grants) onEvent(e arbiter.Event) {
 	level := slog.LevelDebug
 	switch e.Kind {
-	case arbiter.Tampered, arbiter.MemoryUnknown, arbiter.MemoryKnown, arbiter.Refused, arbiter.Noted, arbiter.Lost, arbiter.LeaseOverrun:
+	case arbiter.Tampered, arbiter.MemoryUnknown, arbiter.MemoryKnown, arbiter.Refused, arbiter.Noted, arbiter.Lost, arbiter.LeaseOverrun, arbiter.PoolShort:
 		level = slog.LevelWarn
 	case arbiter.SessionEnded:
 		go g.endIfIdle(e.Share) // it may ask NVML, and the arbiter does not wait

@@ -40,7 +40,8 @@ type hardware struct {
 	log  *slog.Logger
 
 	cards   []CardConfig
-	changed notice // what the GPUs say of themselves, or what is granted of them
+	pool    node.Bytes // of host memory, for what over-committed cards swap out
+	changed notice     // what the GPUs say of themselves, or what is granted of them
 
 	mu       sync.Mutex
 	node     node.Node
@@ -60,6 +61,10 @@ func openHardware(c Config, held bool, log *slog.Logger) (*hardware, error) {
 		}
 		h.sim, h.root = simulated, simulated.Root
 	}
+	var err error
+	if h.pool, err = swapPool(c.Swap, h.sim != nil); err != nil {
+		return nil, errors.Join(usageError{err}, h.close(false))
+	}
 	h.host = sysfs.New(h.root)
 	lib, err := nvml.Open(h.root)
 	switch {
@@ -73,6 +78,7 @@ func openHardware(c Config, held bool, log *slog.Logger) (*hardware, error) {
 	if err := h.read(); err != nil {
 		return nil, errors.Join(err, h.close(false))
 	}
+	h.warnOvercommit()
 	return h, nil
 }
 
@@ -286,7 +292,17 @@ func (h *hardware) shareGPUs() []share.GPU {
 		gpu.Foreign, gpu.NoMPS = placements(g.MIG), noMPSOn(g, noMPS)
 		gpus = append(gpus, gpu)
 	}
+	if h.sim == nil {
+		limitOvercommit(gpus, h.pool)
+	}
 	return gpus
+}
+
+// cardMemory is what of a card's memory can be granted.
+func (h *hardware) cardMemory(gpu node.UUID) node.Bytes {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.capacity[gpu]
 }
 
 // createMIG makes a placement's instance, or finds it.

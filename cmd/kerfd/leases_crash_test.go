@@ -5,16 +5,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/internal/sim"
 )
 
-// leased is a kerfd that leases GPU time.
-func leased(t *testing.T) *daemon {
+// leased is a kerfd that leases GPU time, with more lines of configuration.
+func leased(t *testing.T, lines ...string) *daemon {
 	config := filepath.Join(t.TempDir(), "kerfd.yaml")
-	if err := os.WriteFile(config, []byte("leases: true\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(strings.Join(append(lines, "leases: true"), "\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d := startDaemon(t, "--config", config)
@@ -22,33 +24,49 @@ func leased(t *testing.T) *daemon {
 	return d
 }
 
+// kerf is the command, talking to this kerfd.
+func (d *daemon) kerf(args ...string) *exec.Cmd {
+	return exec.Command(filepath.Join(build, "bin/kerf"), append([]string{"--socket", control.Socket(d.dir)}, args...)...)
+}
+
 // busy starts a program that always has work for GPU 0, and ends it with the test.
 func (d *daemon) busy(cores int) *exec.Cmd {
 	d.t.Helper()
-	cmd := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", filepath.Join(d.dir, "kerfd.sock"), "run", "--memory", "2Gi", "--gpu", "0",
-		"--cores", fmt.Sprint(cores), "--", filepath.Join(build, "libexec/kerf/spin"), "--kernel", "1000", "--seconds", "0")
+	return d.share([]string{"--gpu", "0", "--cores", fmt.Sprint(cores)}, spin, "--kernel", "1000", "--seconds", "0")
+}
+
+var spin = filepath.Join(build, "libexec/kerf/spin")
+
+// share starts a program in a slice, and ends it with the test.
+func (d *daemon) share(slice []string, program ...string) *exec.Cmd {
+	d.t.Helper()
+	cmd := d.kerf(append(append([]string{"run", "--memory", "2Gi"}, slice...), append([]string{"--"}, program...)...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	d.t.Cleanup(func() {
-		if cmd.ProcessState == nil {
-			_ = cmd.Process.Signal(syscall.SIGTERM) // kerf run passes it on
-			_ = cmd.Wait()
-		}
-	})
+	d.t.Cleanup(func() { end(cmd) })
 	return cmd
 }
 
+func end(cmd *exec.Cmd) {
+	if cmd.ProcessState == nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		_ = cmd.Wait()
+	}
+}
+
 // work is how many milliseconds the engine of GPU 0 has worked for each process.
-func (d *daemon) work() map[int]uint64 {
+func (d *daemon) work() map[int]uint64 { return d.workOf(0) }
+
+func (d *daemon) workOf(gpu int) map[int]uint64 {
 	node, err := sim.Open(filepath.Join(d.dir, "sim"))
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	defer func() { _ = node.Close() }()
 	work := make(map[int]uint64)
-	for _, p := range node.Status().GPUs[0].Processes {
+	for _, p := range node.Status().GPUs[gpu].Processes {
 		work[p.PID] = p.BusyMS
 	}
 	return work
@@ -117,7 +135,7 @@ func TestSetTakesEffect(t *testing.T) {
 	d.busy(20)
 	d.allGoOn("two take turns", 2)
 	shares := d.state().Shares
-	out, err := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", filepath.Join(d.dir, "kerfd.sock"), "set", shares[0].ID, "--cores", "80").CombinedOutput()
+	out, err := d.kerf("set", shares[0].ID, "--cores", "80").CombinedOutput()
 	if err != nil {
 		t.Fatalf("set: %v: %s", err, out)
 	}
@@ -140,7 +158,7 @@ func TestSetTakesEffect(t *testing.T) {
 		}
 		return true
 	})
-	if out, err := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", filepath.Join(d.dir, "kerfd.sock"), "set", shares[0].ID, "--cores", "81").CombinedOutput(); err == nil {
+	if out, err := d.kerf("set", shares[0].ID, "--cores", "81").CombinedOutput(); err == nil {
 		t.Errorf("81%% beside 20%%: %s", out)
 	}
 }

@@ -24,6 +24,10 @@ type churn struct {
 
 const churnWorkers = 3
 
+// churnLate is how long a pod of the churn may take: kubelet tries a prepare that a kill interrupted again only after 60 to 90 s, and
+// in the long form the next kill may interrupt that one too.
+const churnLate = 4 * late
+
 func (s *scene) churn() *churn {
 	s.Helper()
 	if err := s.template("churn", shared("1Gi", "1")); err != nil {
@@ -51,7 +55,7 @@ func (c *churn) one(ctx context.Context, name string, early bool) {
 		return
 	}
 	if !early {
-		done, why := try(s, pods, s.ns, name, late, func(p *corev1.Pod) string {
+		done, why := try(s, pods, s.ns, name, churnLate, func(p *corev1.Pod) string {
 			if p == nil || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || ctx.Err() != nil {
 				return ""
 			}
@@ -59,7 +63,7 @@ func (c *churn) one(ctx context.Context, name string, early bool) {
 		})
 		switch {
 		case why != "":
-			s.Errorf("pod %s has not ended within %s: %s", name, late, why)
+			s.Errorf("pod %s has not ended within %s: %s", name, churnLate, why)
 		case done != nil && done.Status.Phase == corev1.PodFailed:
 			s.Errorf("pod %s failed: %s: %s", name, state(done), s.log(name, ""))
 		default:

@@ -63,6 +63,7 @@ var stages = []stage{
 	{"overcommit", []string{"cards[0].mode=overcommit", "cards[0].overcommitPercent=150"}, 8, []scenario{
 		{"overcommit", testOvercommit},
 	}},
+	{"swap", []string{"simulate=smallx2", "cards[0].mode=overcommit", "cards[0].overcommitPercent=300"}, 2, []scenario{{"swap", testSwap}}},
 	{"mig", []string{"simulate=a100x8"}, 8, []scenario{{"mig", testMIG}}},
 	{"mixed", []string{"simulate=mixed"}, 4, []scenario{{"prioritized-list", testPrioritizedList}}},
 	{"device-plugin", []string{"dra.enabled=false", "devicePlugin.enabled=true"}, 0, []scenario{

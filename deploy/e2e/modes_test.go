@@ -125,6 +125,25 @@ func testOvercommit(s *scene) {
 	s.measured("2 × 100 GiB on a card of %d MiB", gpu.physical>>20)
 }
 
+// testSwap: two pods whose memory together is more than the card has, all of it written and verified. Both run, one is killed, and the
+// other goes on.
+func testSwap(s *scene) {
+	gpu := s.cards()[0]
+	half := want{class: "gpu-overcommit", memory: "1400Mi", cores: "40"}.on(gpu.uuid)
+	command := train("--memory", "1100Mi", "--touch", "64Mi", "--step", "1000", "--seconds", "0")
+	for _, pod := range []string{"a", "b"} {
+		s.slice(pod, half, command)
+	}
+	for _, pod := range []string{"a", "b"} {
+		s.running(pod)
+		s.eventually(pod, "main", "holding")
+	}
+	left := s.undisturbed("b") // its report has verified all that it held, so it has been in again after the other was
+	s.gone("b")
+	stays := s.undisturbed("a")
+	s.measured("2 × 1.1 GiB written on a card of %d MiB: %d and %d steps, no wrong byte", gpu.physical>>20, stays.Steps, left.Steps)
+}
+
 // testMIG: hardware partitions, and which exclude each other. Two cards of the profile are in MIG mode; one of these is cut up
 // already, by somebody else.
 func testMIG(s *scene) {

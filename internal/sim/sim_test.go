@@ -42,7 +42,7 @@ func newNode(t *testing.T, profile string) *Node {
 }
 
 func TestBuiltInProfiles(t *testing.T) {
-	want := map[string]int{"a100x8": 8, "h200x8": 8, "l40sx4": 4, "mixed": 4, "none": 0}
+	want := map[string]int{"a100x8": 8, "h200x8": 8, "l40sx4": 4, "mixed": 4, "none": 0, "smallx2": 2}
 	got := map[string]int{}
 	for _, name := range Profiles() {
 		p, err := LoadProfile(name)

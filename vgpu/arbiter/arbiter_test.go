@@ -364,7 +364,7 @@ func TestImplicitBytes(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	r := newRig(t)
 	c := r.tenant()
-	if got := c.do("attach-version 9"); !strings.HasPrefix(got, "1 the shim has region version 9, kerfd has 1; install both") {
+	if got := c.do("attach-version 9"); !strings.HasPrefix(got, "1 the shim has region version 9, kerfd has "+fmt.Sprint(region.Version)+"; install both") {
 		t.Errorf("another version: %q", got)
 	}
 	conn, err := net.Dial("unixpacket", filepath.Join(Directory(filepath.Join(r.dir, "shares"), testShare), socketFile))

@@ -1,7 +1,7 @@
 package arbiter
 
 // Leases and residency: who may use a GPU now, and whose memory is on it. lessor.go gives it events and carries out what it
-// decides of gates; nobody sends it events of memory yet.
+// decides.
 //
 // A tenant is a container, which is a share; it may have several processes and several GPUs. It holds all of its GPUs or none,
 // so there is no order of locking in which two gangs could wait for each other. A lease is the time from opening its gate to
@@ -9,7 +9,8 @@ package arbiter
 //
 //	credit     the time that a tenant is owed, as against the others who want the same GPUs; negative, it is debt
 //	allowance  the time that a tenant which may not burst has left
-//	rank       its class, below those who guaranteed themselves time: a higher rank with work goes first, always
+//	rank       its class: a higher rank with work goes first, always
+//	floor      a fiftieth of a GPU's time, for all tenants of a class that guaranteed themselves none
 //	straggler  a tenant whose drain timed out. The driver slices time between it and the next holder, so each pays its part
 //	stay       how long memory that was brought in is left alone, while it is used: ten times what bringing it in took
 //
@@ -17,7 +18,7 @@ package arbiter
 // passes, the holder pays for it, and whoever is owed most is next. Equal tenants so take turns, and a heavy one keeps its
 // gate open over several leases without a drain between them. Time that nobody contends for costs nothing.
 //
-// Traps. Memory is counted as absent until Swapped says that it came in, and as present until Swapped says that it went.
+// Traps. Memory is counted as absent until MemoryIs says that it came in, and as present until MemoryIs says that it went.
 // Only one timer exists: any event after its time does what was due. Bytes that can never leave (IPC, RDMA, multicast) are
 // for the caller to add to MinResident.
 
@@ -40,12 +41,16 @@ const (
 	// minStay is for memory that is quickly moved: unmapping it makes the GPU wait, however little it is.
 	minStay = 5 * minLease
 
+	// moveAgain is when a process that could not move its memory is asked again: for want of host memory, or because the card was
+	// fuller than was known. Both are known better a second later.
+	moveAgain = 250 * time.Millisecond
+
 	maxLeaseGPUs = 64
 )
 
 // LeaseRules are the numbers of a node. They do not change while it runs.
 type LeaseRules struct {
-	Memory       []node.Bytes  // what tenants may have resident on each GPU; a GPU is named by its place here
+	Memory       []node.Bytes  // what tenants may have resident on each GPU, until RoomIs; a GPU is named by its place here
 	Lease        time.Duration // 20 to 50 ms
 	DrainTimeout time.Duration // after it others go on beside a tenant that has not drained
 	SwapTimeout  time.Duration // after it memory that was to move is taken as stuck
@@ -79,6 +84,7 @@ type Leases struct {
 	clock   time.Duration
 	timer   time.Duration // when TimerFired is due; 0: not set
 	last    uint64        // number of the newest lease
+	memory  []node.Bytes  // as in the rules, until RoomIs
 	tenants []tenancy     // by ID
 }
 
@@ -87,7 +93,7 @@ func NewLeases(rules LeaseRules) (Leases, error) {
 	if err := rules.Validate(); err != nil {
 		return Leases{}, fmt.Errorf("read lease rules: %w", err)
 	}
-	return Leases{rules: rules}, nil
+	return Leases{rules: rules, memory: slices.Clone(rules.Memory)}, nil
 }
 
 // Step says what follows from an event. Now is the time since any fixed moment, on a clock that does not jump; an event from
@@ -114,6 +120,7 @@ type step struct {
 func (s *step) decide(d Decision) { s.decisions = append(s.decisions, d) }
 
 func (l Leases) clone() Leases {
+	l.memory = slices.Clone(l.memory)
 	l.tenants = slices.Clone(l.tenants)
 	for i := range l.tenants {
 		t := &l.tenants[i]

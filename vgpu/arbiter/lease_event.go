@@ -47,41 +47,37 @@ type (
 		Process int
 	}
 
-	// Drained answers StartDrain: the work of the process ended at At, which may be before its gate shut.
+	// Drained answers StartDrain: the work of the process ended at At, which may be before its gate shut. Worked is for how
+	// long it had work during the lease; 0: it cannot tell. Loose says that it could submit without bound for a part of the lease,
+	// since nobody else was there.
 	Drained struct {
 		Tenant  string
 		Process int
 		Lease   uint64
 		At      time.Duration
+		Worked  time.Duration
+		Loose   bool
 	}
 
 	// TimerFired says that the time of SetTimer has come.
 	TimerFired struct{}
 
-	// MemoryAsked says that the process wants to allocate. BringIn answers it once there is room, or Refuse if there never can be.
-	MemoryAsked struct {
-		Tenant  string
-		Process int
-		GPU     int
-		Bytes   node.Bytes
+	// MemoryIs says where the swappable memory of a process is, in whole pieces. It answers Evict and BringIn too, perhaps in
+	// parts: each part that is out makes room at once. Refuse answers what is Asking and can never be in; nothing has changed then.
+	MemoryIs struct {
+		Tenant   string
+		Process  int
+		GPU      int
+		Resident node.Bytes
+		Absent   node.Bytes // out, or not made yet
+		Asking   bool       // a part of Absent is asked for, and somebody waits for it
+		Moving   bool       // an Evict or BringIn is still being carried out; without it, what has not moved will not
 	}
 
-	// MemoryFreed says that bytes of a process are no more. Absent says that they were swapped out.
-	MemoryFreed struct {
-		Tenant  string
-		Process int
-		GPU     int
-		Bytes   node.Bytes
-		Absent  bool
-	}
-
-	// Swapped answers Evict (Out) or BringIn, perhaps in parts: each part that is out makes room at once.
-	Swapped struct {
-		Tenant  string
-		Process int
-		GPU     int
-		Bytes   node.Bytes
-		Out     bool
+	// RoomIs says how much of a GPU's memory is for what can be swapped. It was what the rules said before.
+	RoomIs struct {
+		GPU   int
+		Bytes node.Bytes
 	}
 )
 
@@ -146,6 +142,7 @@ func (e ProcessEnded) apply(s *step) error {
 		return err
 	}
 	wasBusy := t.busy()
+	t.unmeasured = true // what it did in this lease is not known
 	t.processes = slices.DeleteFunc(t.processes, func(p process) bool { return p.id == e.Process })
 	s.rested(t, wasBusy)
 	s.endDrain(t)
@@ -170,6 +167,9 @@ func (e WorkEnded) apply(s *step) error {
 		return err
 	}
 	wasBusy := t.busy()
+	if p.working {
+		t.calm = s.clock + minStay
+	}
 	p.working = false
 	s.rested(t, wasBusy)
 	return nil
@@ -183,6 +183,11 @@ func (e Drained) apply(s *step) error {
 	if e.Lease != t.lease || (t.phase != draining && t.phase != straggling) {
 		return fmt.Errorf("drained report of tenant %q for lease %d: that is not being drained; it came late", e.Tenant, e.Lease)
 	}
+	if !p.drained {
+		t.worked += max(e.Worked, 0)
+		t.unmeasured = t.unmeasured || e.Worked <= 0
+	}
+	t.loose = t.loose || e.Loose
 	p.drained = true
 	t.ended = max(t.ended, min(e.At, s.clock))
 	s.endDrain(t)
@@ -194,7 +199,7 @@ func (TimerFired) apply(s *step) error {
 	return nil
 }
 
-func (e MemoryAsked) apply(s *step) error {
+func (e MemoryIs) apply(s *step) error {
 	t, p, err := s.findProcess(e.Tenant, e.Process)
 	if err != nil {
 		return err
@@ -202,42 +207,36 @@ func (e MemoryAsked) apply(s *step) error {
 	if !t.gpus.has(e.GPU) {
 		return fmt.Errorf("GPU %d: not one of tenant %q, which has %v", e.GPU, t.ID, t.GPUs)
 	}
-	if room, total := s.roomFor(t.LeaseTenant, e.GPU), t.on(e.GPU).total; e.Bytes > room-min(total, room) {
+	m := &p.memory[e.GPU]
+	others := t.on(e.GPU).total - m.total
+	total := e.Resident + e.Absent
+	if room := s.roomFor(t.LeaseTenant, e.GPU); e.Asking && total > m.total && total > room-min(others, room) {
 		return fmt.Errorf("memory %s: tenant %q has %s on GPU %d, and beside what others keep resident there is room for %s; free some, or lower their minResident",
-			e.Bytes, t.ID, total, e.GPU, room)
+			total-m.total, t.ID, others+m.total, e.GPU, room)
 	}
 	if !t.busy() && t.phase == closed {
 		t.since = s.clock
 	}
-	p.memory[e.GPU].total += e.Bytes
-	t.asking = true
-	return nil
-}
-
-func (e MemoryFreed) apply(s *step) error {
-	t, p, err := s.findProcess(e.Tenant, e.Process)
-	if err != nil {
-		return err
+	m.report(e.Resident, e.Absent)
+	if !e.Moving && m.in+m.out > 0 {
+		m.in, m.out = 0, 0
+		m.rest = s.clock + moveAgain
 	}
-	if !t.gpus.has(e.GPU) {
-		return fmt.Errorf("GPU %d: not one of tenant %q, which has %v", e.GPU, t.ID, t.GPUs)
+	if m.in+m.out == 0 {
+		m.patience = 0
 	}
-	p.memory[e.GPU].free(e.Bytes, e.Absent)
-	return nil
-}
-
-func (e Swapped) apply(s *step) error {
-	t, p, err := s.findProcess(e.Tenant, e.Process)
-	if err != nil {
-		return err
-	}
-	if !t.gpus.has(e.GPU) {
-		return fmt.Errorf("GPU %d: not one of tenant %q, which has %v", e.GPU, t.ID, t.GPUs)
-	}
-	p.memory[e.GPU].swapped(e.Bytes, e.Out)
+	t.asking = t.asking || e.Asking
 	if t.stuck && !t.moving() {
 		t.stuck = false
 		s.decide(Mark{Tenant: t.ID, NonYielding: false})
 	}
+	return nil
+}
+
+func (e RoomIs) apply(s *step) error {
+	if e.GPU < 0 || e.GPU >= len(s.memory) {
+		return fmt.Errorf("GPU %d: there are %d, counted from 0", e.GPU, len(s.memory))
+	}
+	s.memory[e.GPU] = e.Bytes
 	return nil
 }

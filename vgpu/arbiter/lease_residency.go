@@ -17,7 +17,7 @@ func (s *step) admit(t LeaseTenant) error {
 	}
 	for _, g := range t.GPUs {
 		if room := s.roomFor(t, g); t.MinResident > room {
-			return fmt.Errorf("tenant %q, minResident %s: GPU %d has %s, of which the others leave %s; ask for less", t.ID, t.MinResident, g, s.rules.Memory[g], room)
+			return fmt.Errorf("tenant %q, minResident %s: GPU %d has %s, of which the others leave %s; ask for less", t.ID, t.MinResident, g, s.memory[g], room)
 		}
 		for i := range s.tenants {
 			o := &s.tenants[i]
@@ -59,7 +59,7 @@ func (s *step) check(t LeaseTenant) error {
 
 // roomFor is what the others' minResident leaves to a tenant.
 func (s *step) roomFor(t LeaseTenant, gpu int) node.Bytes {
-	room := s.rules.Memory[gpu]
+	room := s.memory[gpu]
 	for i := range s.tenants {
 		if o := s.tenants[i].ID; o != t.ID {
 			room -= min(room, s.minOf(o, gpu))
@@ -99,7 +99,7 @@ func (s *step) settleMemory(w *tenancy) {
 }
 
 func (s *step) free(gpu int) node.Bytes {
-	free := s.rules.Memory[gpu]
+	free := s.memory[gpu]
 	for i := range s.tenants {
 		on := s.tenants[i].on(gpu)
 		free -= min(free, on.resident+on.in)
@@ -148,7 +148,7 @@ func (s *step) mayArrive(w *tenancy) bool {
 				enough = false
 				ending = append(ending, v)
 			}
-			short -= min(short, v.evictable(g))
+			short -= min(short, s.evictable(v, g))
 		}
 		if short > 0 {
 			return false
@@ -163,7 +163,7 @@ func (s *step) mayArrive(w *tenancy) bool {
 // victims are those whose memory may leave for w: by class, then by when they were last used; before them those whose work need not stop for it.
 func (s *step) victims(w *tenancy, gpu int) (victims []*tenancy) {
 	for i := range s.tenants {
-		if v := &s.tenants[i]; v != w && v.evictable(gpu) > 0 && s.mayEvict(w, v) {
+		if v := &s.tenants[i]; v != w && s.evictable(v, gpu) > 0 && s.mayEvict(w, v) {
 			victims = append(victims, v)
 		}
 	}
@@ -188,13 +188,26 @@ func (s *step) mayEvict(w, v *tenancy) bool {
 	if v.stuck || v.arriving || v.phase == straggling || (v.holds() && !s.yields(v, w)) {
 		return false
 	}
-	return !v.busy() || w.rank() < v.rank() || (v.stay <= s.clock && before(w, v))
+	switch {
+	case !v.busy() && v.calm <= s.clock, w.rank() < v.rank():
+		return true
+	case w.stay > s.clock && !v.complete() && v.rank() >= w.rank():
+		return true // v can do nothing before w's stay ends, whatever it is owed; so w may have what it lacks
+	}
+	return v.stay <= s.clock && before(w, v)
 }
 
-func (t *tenancy) evictable(gpu int) node.Bytes {
-	on := t.on(gpu)
-	staying := on.resident - on.out
-	return staying - min(staying, t.MinResident)
+// evictable is what may leave a GPU: not what is leaving already, and nothing of a process that could not move it a moment ago.
+func (s *step) evictable(t *tenancy, gpu int) node.Bytes {
+	var staying, fixed node.Bytes
+	for i := range t.processes {
+		m := &t.processes[i].memory[gpu]
+		staying += m.resident - m.out
+		if m.rest > s.clock {
+			fixed += m.resident - m.out
+		}
+	}
+	return staying - min(staying, max(t.MinResident, fixed))
 }
 
 // makeRoom evicts just enough.
@@ -204,7 +217,7 @@ func (s *step) makeRoom(w *tenancy, gpu int) {
 		if v.phase != closed {
 			continue
 		}
-		bytes := min(short, v.evictable(gpu))
+		bytes := min(short, s.evictable(v, gpu))
 		short -= bytes
 		s.evict(v, gpu, bytes)
 	}
@@ -215,7 +228,7 @@ func (s *step) evict(v *tenancy, gpu int, bytes node.Bytes) {
 		p := &v.processes[i]
 		m := &p.memory[gpu]
 		part := min(bytes, m.resident-m.out)
-		if part == 0 {
+		if part == 0 || m.rest > s.clock {
 			continue
 		}
 		bytes -= part
@@ -232,7 +245,7 @@ func (s *step) bringIn(w *tenancy, gpu int) {
 		p := &w.processes[i]
 		m := &p.memory[gpu]
 		part := min(free, m.absent())
-		if part == 0 {
+		if part == 0 || m.rest > s.clock {
 			continue
 		}
 		free -= part
@@ -254,26 +267,32 @@ func (s *step) arrived() {
 			t.stay = s.clock + max(stayFactor*(s.clock-t.departed), minStay)
 		}
 		t.asking, t.arriving = false, false
+		t.calm = s.clock + minStay // who loads a model allocates again at once, and would be thrown out between two allocations
 		s.rested(t, wasBusy)
 	}
 }
 
 // dueMemory is when memory has moved for too long, and when the stay of those ends who are in somebody's way.
 func (s *step) dueMemory(t *tenancy, due func(time.Duration)) {
-	if !t.stuck {
-		t.anyPages(func(p *pages) bool {
-			if p.patience > 0 {
-				due(p.patience)
-			}
-			return false
-		})
-	}
-	if t.stay <= s.clock {
+	t.anyPages(func(p *pages) bool {
+		if p.patience > 0 && !t.stuck {
+			due(p.patience)
+		}
+		if p.rest > s.clock {
+			due(p.rest)
+		}
+		return false
+	})
+	if t.stay <= s.clock && t.calm <= s.clock {
 		return
 	}
 	for i := range s.tenants {
 		if o := &s.tenants[i]; o != t && o.busy() && !o.complete() && o.gpus.overlaps(t.gpus) {
-			due(t.stay)
+			for _, at := range []time.Duration{t.stay, t.calm} {
+				if at > s.clock {
+					due(at)
+				}
+			}
 		}
 	}
 }

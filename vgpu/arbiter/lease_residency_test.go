@@ -37,7 +37,7 @@ func script(t *testing.T, memory node.Bytes, events ...LeaseEvent) (l Leases, mo
 // has is the events with which a tenant of one process joins and gets memory.
 func has(id string, pid int, class share.Class, minResident, bytes node.Bytes) []LeaseEvent {
 	tenant := LeaseTenant{ID: id, GPUs: []int{0}, Cores: 10, Class: class, MinResident: minResident}
-	return []LeaseEvent{TenantJoined{tenant}, ProcessJoined{id, pid}, MemoryAsked{id, pid, 0, bytes}, Swapped{id, pid, 0, bytes, false}}
+	return []LeaseEvent{TenantJoined{tenant}, ProcessJoined{id, pid}, MemoryIs{id, pid, 0, 0, bytes, true, false}, MemoryIs{id, pid, 0, bytes, 0, false, false}}
 }
 
 func inTurn(parts ...[]LeaseEvent) (all []LeaseEvent) {
@@ -68,14 +68,14 @@ func TestResidency(t *testing.T) {
 			[]Decision{Evict{"b", 2, 0, 4 * gi}, Evict{"a", 1, 0, gi}, BringIn{"c", 3, 0, 2 * gi}}},
 		{"minResident never leaves", inTurn(has("a", 1, g, 3*gi, 4*gi), has("b", 2, g, 0, 4*gi), newcomer(g, 4*gi)),
 			[]Decision{Evict{"a", 1, 0, gi}, Evict{"b", 2, 0, gi}, BringIn{"c", 3, 0, 2 * gi}}},
-		{"what left makes room at once", inTurn(has("a", 1, g, 0, 4*gi), has("b", 2, g, 0, 4*gi), newcomer(g, 4*gi), []LeaseEvent{Swapped{"a", 1, 0, gi, true}}),
+		{"what left makes room at once", inTurn(has("a", 1, g, 0, 4*gi), has("b", 2, g, 0, 4*gi), newcomer(g, 4*gi), []LeaseEvent{MemoryIs{"a", 1, 0, 3 * gi, gi, false, true}}),
 			[]Decision{Evict{"a", 1, 0, 2 * gi}, BringIn{"c", 3, 0, 2 * gi}, BringIn{"c", 3, 0, gi}}},
 		{"a death makes room at once", inTurn(has("a", 1, g, 0, 4*gi), has("b", 2, g, 0, 4*gi), newcomer(g, 4*gi), []LeaseEvent{ProcessEnded{"a", 1}}),
 			[]Decision{Evict{"a", 1, 0, 2 * gi}, BringIn{"c", 3, 0, 2 * gi}, BringIn{"c", 3, 0, 2 * gi}}},
 		{"what is leaving is not met by more coming in", inTurn(has("a", 1, e, 0, 4*gi), has("b", 2, g, 4*gi, 4*gi), []LeaseEvent{WorkBegan{"a", 1}}, newcomer(g, 3*gi),
-			[]LeaseEvent{Swapped{"a", 1, 0, gi / 2, true}, MemoryFreed{"c", 3, 0, 3 * gi, true}}),
+			[]LeaseEvent{MemoryIs{"a", 1, 0, 4*gi - gi/2, gi / 2, false, true}, MemoryIs{"c", 3, 0, 0, 0, false, true}}),
 			[]Decision{Evict{"a", 1, 0, gi}, BringIn{"c", 3, 0, 2 * gi}, BringIn{"c", 3, 0, gi / 2}}},
-		{"freed bytes make room", inTurn(has("a", 1, g, 0, 4*gi), has("b", 2, g, 0, 4*gi), []LeaseEvent{MemoryFreed{"a", 1, 0, gi, false}}, newcomer(g, 3*gi)),
+		{"freed bytes make room", inTurn(has("a", 1, g, 0, 4*gi), has("b", 2, g, 0, 4*gi), []LeaseEvent{MemoryIs{"a", 1, 0, 3 * gi, 0, false, false}}, newcomer(g, 3*gi)),
 			[]Decision{BringIn{"c", 3, 0, 3 * gi}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -84,7 +84,7 @@ func TestResidency(t *testing.T) {
 			for _, e := range tt.events {
 				events = append(events, e)
 				for lease := range uint64(3) {
-					events = append(events, Drained{"a", 1, lease + 1, 0})
+					events = append(events, Drained{"a", 1, lease + 1, 0, 0, false})
 				}
 			}
 			_, moves, _ := script(t, 10*gi, events...)
@@ -119,10 +119,10 @@ func TestLeaseRefusals(t *testing.T) {
 		{"unknown tenant", WorkBegan{"x", 1}, `tenant "x": not known; it must join first`},
 		{"unknown process", WorkBegan{"a", 2}, `process 2 of tenant "a": not known; it has ended, or must join first`},
 		{"another group", TenantChanged{LeaseTenant{ID: "a", Class: share.Guaranteed}}, `tenant "a", GPUs []: the GPUs of a tenant do not change while it lives; let it leave and join again`},
-		{"late report", Drained{"a", 1, 9, 0}, `drained report of tenant "a" for lease 9: that is not being drained; it came late`},
-		{"memory beyond the GPU", MemoryAsked{"a", 1, 0, 7 * gi},
+		{"late report", Drained{"a", 1, 9, 0, 0, false}, `drained report of tenant "a" for lease 9: that is not being drained; it came late`},
+		{"memory beyond the GPU", MemoryIs{"a", 1, 0, 4 * gi, 7 * gi, true, false},
 			`memory 7Gi: tenant "a" has 4Gi on GPU 0, and beside what others keep resident there is room for 10Gi; free some, or lower their minResident`},
-		{"memory elsewhere", MemoryAsked{"a", 1, 3, gi}, `GPU 3: not one of tenant "a", which has [0]`},
+		{"memory elsewhere", MemoryIs{"a", 1, 3, 0, gi, true, false}, `GPU 3: not one of tenant "a", which has [0]`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before, _, _ := script(t, 10*gi, a...)
@@ -168,7 +168,7 @@ func TestOvercommit(t *testing.T) {
 	m := newMachine(t, 1, DefaultLeaseRules(100*gi))
 	for i, bytes := range []node.Bytes{60 * gi, 60 * gi, 5 * gi} {
 		g := m.join(tenantOn(fmt.Sprint("t", i), 30, 0), kernels(5*ms), i+1)
-		m.step(MemoryAsked{g.ID, i + 1, 0, bytes})
+		m.ask(g, i+1, 0, bytes)
 		m.work(g, true)
 	}
 	m.run(120 * time.Second)
@@ -189,9 +189,9 @@ func TestOvercommit(t *testing.T) {
 func TestIdleMemoryLeaves(t *testing.T) {
 	m := newMachine(t, 1, DefaultLeaseRules(80*gi))
 	idle, busy := m.join(tenantOn("idle", 50, 0), kernels(ms), 1), m.join(tenantOn("busy", 50, 0), kernels(ms), 2)
-	m.step(MemoryAsked{"idle", 1, 0, 60 * gi})
+	m.ask(idle, 1, 0, 60*gi)
 	m.run(5 * time.Second)
-	m.step(MemoryAsked{"busy", 2, 0, 60 * gi})
+	m.ask(busy, 2, 0, 60*gi)
 	m.work(busy, true)
 	m.run(2 * time.Second) // 40 GiB out and in at 50 GB/s take 0.9 s each, mostly at once
 	if !busy.open {
@@ -210,14 +210,14 @@ func TestStuckSwap(t *testing.T) {
 	rules.SwapTimeout = time.Second
 	m := newMachine(t, 1, rules)
 	hung := m.join(tenantOn("hung", 10, 0), kernels(ms), 1)
-	m.step(MemoryAsked{"hung", 1, 0, 4 * gi})
+	m.ask(hung, 1, 0, 4*gi)
 	m.run(time.Second)
 	fine := m.join(tenantOn("fine", 10, 0), kernels(ms), 2)
-	m.step(MemoryAsked{"fine", 2, 0, 4 * gi})
+	m.ask(fine, 2, 0, 4*gi)
 	m.run(time.Second)
 	late := m.join(tenantOn("late", 10, 0), kernels(ms), 3)
 	hung.frozen = true
-	m.step(MemoryAsked{"late", 3, 0, 5 * gi})
+	m.ask(late, 3, 0, 5*gi)
 	m.work(late, true)
 	m.run(5 * time.Second)
 	if !hung.marked || fine.marked || !late.open {

@@ -130,6 +130,7 @@ func (s *step) grant(t *tenancy) {
 	s.last++
 	t.lease, t.phase = s.last, running
 	t.since, t.until = s.clock, s.clock+s.rules.Lease
+	t.paid, t.worked, t.unmeasured, t.loose = 0, 0, false, false
 	s.decide(OpenGate{Tenant: t.ID, Lease: t.lease})
 }
 
@@ -149,17 +150,12 @@ func (s *step) end(t *tenancy) {
 	s.endDrain(t)
 }
 
-// endDrain frees the GPUs of a tenant all of whose processes have reported. The way of the report is not charged.
+// endDrain frees the GPUs of a tenant all of whose processes have reported.
 func (s *step) endDrain(t *tenancy) {
 	if (t.phase != draining && t.phase != straggling) || slices.ContainsFunc(t.processes, func(p process) bool { return !p.drained }) {
 		return
 	}
-	if len(t.processes) > 0 {
-		late := s.cost(t, s.clock-max(t.ended, t.since))
-		t.got -= late
-		t.credit += late
-		t.allowance += late
-	}
+	s.giveBack(t)
 	if t.phase == straggling && !t.stuck {
 		s.decide(Mark{Tenant: t.ID, NonYielding: false})
 	}

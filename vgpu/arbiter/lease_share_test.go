@@ -73,6 +73,53 @@ func checkShares(t *testing.T, cores []node.Percent, longest time.Duration, seed
 	}
 }
 
+// A machine whose threads wake up late: the GPU has nothing to do for a part of every lease, more of it in some tenants' leases
+// than in others', and what is queued when a lease ends differs too. Nobody's share may suffer from that.
+func TestSharesOnABusyMachine(t *testing.T) {
+	for name, cores := range map[string][]node.Percent{
+		"four equal":       {25, 25, 25, 25},
+		"eight unequal":    {25, 20, 15, 15, 10, 5, 5, 5},
+		"a heavy and ones": {70, 10, 10, 10},
+	} {
+		m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+		m.slow = true
+		sum := node.Percent(0)
+		for i, c := range cores {
+			g := m.join(tenantOn(fmt.Sprint("t", i), c, 0), kernels([]time.Duration{5 * ms, ms / 5, 2 * ms}[i%3]), i+1)
+			g.ahead = 4 * ms
+			m.work(g, true)
+			sum += c
+		}
+		var due []float64
+		for _, c := range cores {
+			due = append(due, float64(c)/float64(sum))
+		}
+		m.run(42 * time.Second)
+		used := time.Duration(0)
+		for _, g := range m.guests {
+			used += g.used(2*time.Second, 42*time.Second)
+		}
+		second, ten := worst(m, due, 2*time.Second, 42*time.Second, time.Second), worst(m, due, 2*time.Second, 42*time.Second, 10*time.Second)
+		t.Logf("%s: the GPU works for %.2f of the time; share error %.3f over a second, %.4f over ten", name, used.Seconds()/40, second, ten)
+		if second > 0.05 || ten > 0.01 { // the worst second of 40, where leases are 30 ms long
+			t.Errorf("%s: share error %.3f over a second, %.4f over ten seconds; want at most 0.05 and 0.01", name, second, ten)
+		}
+	}
+}
+
+// A tenant that says that it left the GPU idle is believed to a quarter: its share grows by a third, and no further.
+func TestLyingAboutIdleTime(t *testing.T) {
+	m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+	liar := m.join(tenantOn("liar", 50, 0), kernels(ms), 1)
+	liar.liar = true
+	m.work(liar, true)
+	m.work(m.join(tenantOn("honest", 50, 0), kernels(ms), 2), true)
+	m.run(22 * time.Second)
+	if got := liar.used(2*time.Second, 22*time.Second).Seconds() / 20; got > 0.58 {
+		t.Errorf("got %.3f of the GPU, want at most 4/7", got)
+	}
+}
+
 func TestSharesRandom(t *testing.T) {
 	for seed := range uint64(6) {
 		r := rand.New(rand.NewPCG(seed, 2))
@@ -146,6 +193,53 @@ func TestGangs(t *testing.T) {
 		if got := float64(g.used(2*time.Second, 60*time.Second)) / float64(58*time.Second); got < 0.12 || g.longest > time.Second {
 			t.Errorf("%s on %v got %.3f of the time and waited %s, want a fair part and at most a second", g.ID, g.GPUs, got, g.longest)
 		}
+	}
+}
+
+// Tenants without cores have what the others leave, and a fiftieth of the GPU together while those leave nothing.
+func TestWithoutCores(t *testing.T) {
+	m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+	half := m.join(tenantOn("half", 50, 0), kernels(5*ms), 1)
+	other := m.join(tenantOn("other", 50, 0), kernels(5*ms), 2)
+	var rest []*guest
+	for i := range 3 {
+		rest = append(rest, m.join(tenantOn(fmt.Sprint("rest", i), 0, 0), kernels(5*ms), i+3))
+	}
+	for _, g := range m.guests {
+		m.work(g, true)
+	}
+	m.run(122 * time.Second)
+	for _, g := range []*guest{half, other} {
+		if got := g.used(2*time.Second, 122*time.Second).Seconds() / 120; got < 0.475 || got > 0.5 {
+			t.Errorf("%s got %.3f of the GPU, want 0.49", g.ID, got)
+		}
+	}
+	for _, g := range rest {
+		if got := g.used(2*time.Second, 122*time.Second).Seconds() / 120; got < 0.004 || got > 0.009 || g.longest > 6*time.Second {
+			t.Errorf("%s got %.4f of the GPU and waited %s, want a third of a fiftieth and some seconds at most", g.ID, got, g.longest)
+		}
+	}
+	m.stop(half)
+	m.stop(other)
+	from := m.now
+	m.run(30 * time.Second)
+	for _, g := range rest {
+		if got := g.used(from, m.now).Seconds() / 30; got < 0.3 {
+			t.Errorf("%s got %.3f of the GPU while nobody else had work, want a third", g.ID, got)
+		}
+	}
+}
+
+// A tenant without cores goes before a lower class all the same, and behind a higher one.
+func TestWithoutCoresByClass(t *testing.T) {
+	m := newMachine(t, 1, DefaultLeaseRules(80*node.GiB))
+	low := tenantOn("low", 50, 0)
+	low.Class = share.Burstable
+	m.work(m.join(low, kernels(ms), 1), true)
+	m.work(m.join(tenantOn("none", 0, 0), kernels(ms), 2), true)
+	m.run(10 * time.Second)
+	if got := m.guest("low").used(2*time.Second, m.now); got > 0 {
+		t.Errorf("the lower class got %s while the higher one had work", got)
 	}
 }
 

@@ -2,7 +2,6 @@ package arbiter
 
 import (
 	"container/heap"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -28,6 +27,9 @@ type machine struct {
 	queue  calendar
 	steps  int
 	idle   int      // events since time passed, but by a timer
+	faulty bool     // now and then memory does not move
+	lies   bool     // processes say what they like of their memory
+	slow   bool     // the host is busy: threads wake up late, and the GPU has nothing to do meanwhile
 	guests []*guest // in the order in which they joined
 }
 
@@ -35,7 +37,8 @@ type machine struct {
 type guest struct {
 	LeaseTenant
 	pids    []int
-	next    int // whose turn it is
+	holds   map[[2]int]*holding // by process and GPU
+	next    int                 // whose turn it is
 	kernel  func(*rand.Rand) time.Duration
 	working bool
 	frozen  bool // answers nothing
@@ -44,10 +47,20 @@ type guest struct {
 	pid     int           // whose kernel runs, 0: none does
 	start   time.Duration // of the kernel
 	end     time.Duration
-	waiting time.Duration // since when it has had work and a shut gate
-	longest time.Duration // that it waited
+	waiting time.Duration         // since when it has had work and a shut gate
+	longest time.Duration         // that it waited
+	ahead   time.Duration         // what it has queued behind the running kernel when its gate shuts, at most
+	tail    time.Duration         // the rest of that
+	worked  map[int]time.Duration // by process, since it drained
+	liar    bool                  // says that it did nothing
 	opens   int
 	busy    []time.Duration // by bin
+}
+
+// holding is the memory of a process on one GPU, as the process knows it, and how many moves of it are under way.
+type holding struct {
+	resident, absent node.Bytes
+	moves            int
 }
 
 type alarm struct {
@@ -140,7 +153,7 @@ func (m *machine) guest(id string) *guest {
 }
 
 func (m *machine) join(tenant LeaseTenant, kernel func(*rand.Rand) time.Duration, pids ...int) *guest {
-	g := &guest{LeaseTenant: tenant, kernel: kernel}
+	g := &guest{LeaseTenant: tenant, kernel: kernel, worked: make(map[int]time.Duration)}
 	m.guests = append(m.guests, g)
 	m.step(TenantJoined{tenant})
 	if _, err := m.leases.find(tenant.ID); err != nil {
@@ -195,23 +208,46 @@ func (m *machine) work(g *guest, on bool) {
 	m.launch(g)
 }
 
+// stop ends a guest's work once its kernel has.
+func (m *machine) stop(g *guest) {
+	for g.working {
+		m.work(g, false)
+		m.run(ms)
+	}
+}
+
 // launch starts a guest's next kernel if it can.
 func (m *machine) launch(g *guest) {
-	if !g.open || !g.working || g.pid != 0 || len(g.pids) == 0 {
+	if !(g.open || g.tail > 0) || !g.working || g.pid != 0 || len(g.pids) == 0 {
 		return
 	}
 	m.exclusive(g)
-	pid := g.pids[g.next%len(g.pids)]
-	g.next++
+	if g.open {
+		g.next++
+	}
+	pid := g.pids[g.next%len(g.pids)] // what was queued is of one process
 	length := g.kernel(m.rng)
+	g.tail -= length
 	g.pid, g.start, g.end = pid, m.now, m.now+length
 	m.after(length, func() {
 		if g.pid == pid && g.end == m.now {
 			m.record(g, m.now)
 			g.pid = 0
-			m.launch(g)
+			if late := m.stall(g); late > 0 {
+				m.after(late, func() { m.launch(g) })
+			} else {
+				m.launch(g)
+			}
 		}
 	})
+}
+
+// stall is for how long the GPU has nothing to do, because a thread is late to submit more: at times, and longer for some
+func (m *machine) stall(g *guest) time.Duration {
+	if !m.slow || !g.open || m.rng.IntN(20) > 0 {
+		return 0
+	}
+	return time.Duration(m.rng.Int64N(int64(3*ms))) / time.Duration(1+g.pids[0]%3)
 }
 
 // exclusive checks what leases are for.
@@ -225,6 +261,7 @@ func (m *machine) exclusive(g *guest) {
 
 // record books the kernel that ran until end.
 func (m *machine) record(g *guest, end time.Duration) {
+	g.worked[g.pid] += end - g.start
 	for at := g.start; at < end; {
 		for len(g.busy) <= int(at/bin) {
 			g.busy = append(g.busy, 0)
@@ -254,10 +291,14 @@ func (m *machine) carryOut(d Decision) {
 		if g.working {
 			g.longest = max(g.longest, m.now-g.waiting)
 		}
-		m.after(0, func() { m.launch(g) })
+		g.tail = 0
+		m.after(m.wakeUp(), func() { m.launch(g) })
 	case CloseGate:
 		if g := m.guest(d.Tenant); g != nil {
 			g.open, g.waiting = false, m.now
+			if g.tail = 0; g.ahead > 0 && g.pid != 0 {
+				g.tail = time.Duration(m.rng.Int64N(int64(g.ahead)))
+			}
 		}
 	case StartDrain:
 		m.drain(m.guest(d.Tenant), d.Lease)
@@ -270,124 +311,116 @@ func (m *machine) carryOut(d Decision) {
 	}
 }
 
+// wakeUp is how long a thread at the gate takes to submit.
+func (m *machine) wakeUp() time.Duration {
+	if !m.slow {
+		return 0
+	}
+	return time.Duration(m.rng.Int64N(int64(3 * ms)))
+}
+
 func (m *machine) drain(g *guest, lease uint64) {
 	for _, pid := range g.pids {
-		end := m.now
-		if g.pid == pid {
-			end = g.end
-		}
-		way := 50*time.Microsecond + time.Duration(m.rng.Int64N(int64(100*time.Microsecond)))
-		m.after(end-m.now+way, func() { m.answer(g, pid, Drained{g.ID, pid, lease, end}) })
+		m.drained(g, pid, lease)
 	}
+}
+
+// drained answers when the work of a process has ended, and a while later.
+func (m *machine) drained(g *guest, pid int, lease uint64) {
+	if g.pid == pid {
+		m.after(g.end-m.now, func() { m.drained(g, pid, lease) })
+		return
+	}
+	way := 50*time.Microsecond + time.Duration(m.rng.Int64N(int64(100*time.Microsecond))) + m.wakeUp()/3
+	e := Drained{g.ID, pid, lease, m.now, max(1, g.worked[pid]), false}
+	if g.liar {
+		e.Worked = 1
+	}
+	delete(g.worked, pid)
+	m.after(way, func() { m.answer(g, pid, e) })
 }
 
 // answer reports something unless the process is gone; a frozen one reports it when it thaws.
 func (m *machine) answer(g *guest, pid int, e LeaseEvent) {
+	m.reply(g, pid, func() LeaseEvent { return e })
+}
+
+func (m *machine) reply(g *guest, pid int, what func() LeaseEvent) {
 	switch {
 	case !slices.Contains(g.pids, pid):
 	case g.frozen:
-		m.after(100*ms, func() { m.answer(g, pid, e) })
+		m.after(100*ms, func() { m.reply(g, pid, what) })
 	default:
-		m.step(e)
+		m.step(what())
 	}
 }
 
-// move is a copy at 50 GB/s, reported in two parts.
+// has is what a process holds.
+func (g *guest) has(pid, gpu int) *holding {
+	key := [2]int{pid, gpu}
+	if g.holds == nil {
+		g.holds = make(map[[2]int]*holding)
+	}
+	if g.holds[key] == nil {
+		g.holds[key] = new(holding)
+	}
+	return g.holds[key]
+}
+
+// is is what a process says of its memory.
+func (g *guest) is(pid, gpu int) MemoryIs {
+	h := g.has(pid, gpu)
+	return MemoryIs{g.ID, pid, gpu, h.resident, h.absent, false, h.moves > 0}
+}
+
+// ask is an allocation. One that is refused has failed.
+func (m *machine) ask(g *guest, pid, gpu int, bytes node.Bytes) {
+	h := g.has(pid, gpu)
+	h.absent += bytes
+	e := g.is(pid, gpu)
+	e.Asking = true
+	for _, d := range m.step(e) {
+		if _, refused := d.(Refuse); refused {
+			h.absent -= min(bytes, h.absent)
+			m.step(g.is(pid, gpu))
+		}
+	}
+}
+
+func (m *machine) free(g *guest, pid, gpu int, bytes node.Bytes, absent bool) {
+	from := &g.has(pid, gpu).resident
+	if absent {
+		from = &g.has(pid, gpu).absent
+	}
+	*from -= min(bytes, *from)
+	m.step(g.is(pid, gpu))
+}
+
+// move is a copy at 50 GB/s, reported in two parts. One in two hundred stops half way.
 func (m *machine) move(g *guest, pid, gpu int, bytes node.Bytes, out bool) {
-	half := bytes / 2
+	half, h := bytes/2, g.has(pid, gpu)
 	took := time.Duration(bytes / 50)
-	m.after(took/2, func() { m.answer(g, pid, Swapped{g.ID, pid, gpu, half, out}) })
-	m.after(took, func() { m.answer(g, pid, Swapped{g.ID, pid, gpu, bytes - half, out}) })
-}
-
-// check holds whatever happens.
-func (m *machine) check(e LeaseEvent, next Leases, decisions []Decision) {
-	fail := func(format string, args ...any) {
-		m.t.Helper()
-		m.t.Fatalf("at %s, step %d, after %T%+v: %s\ndecisions %+v\nstate %+v", m.now, m.steps, e, e, fmt.Sprintf(format, args...), decisions, next)
-	}
-	s := step{Leases: next}
-	for gpu, memory := range next.rules.Memory {
-		var used node.Bytes
-		var holder string
-		for i := range next.tenants {
-			t := &next.tenants[i]
-			on := t.on(gpu)
-			used += on.resident + on.in
-			if t.holds() && t.gpus.has(gpu) {
-				if holder != "" {
-					fail("GPU %d is held by %s and %s", gpu, holder, t.ID)
-				}
-				holder = t.ID
-			}
+	fails := m.faulty && m.rng.IntN(200) == 0
+	shift := func(bytes node.Bytes) {
+		from, to := &h.absent, &h.resident
+		if out {
+			from, to = to, from
 		}
-		if used > memory {
-			fail("GPU %d has %d bytes, %d are used", gpu, memory, used)
-		}
+		bytes = min(bytes, *from)
+		*from -= bytes
+		*to += bytes
 	}
-	for i := range next.tenants {
-		m.checkTenant(&s, &next.tenants[i], fail)
-	}
-	m.checkDecisions(next, decisions, fail)
-}
-
-func (m *machine) checkTenant(s *step, t *tenancy, fail func(string, ...any)) {
-	for _, p := range t.processes {
-		for _, mem := range p.memory {
-			if mem.resident+mem.in > mem.total || mem.out > mem.resident {
-				fail("%s: memory %+v does not add up", t.ID, mem)
+	h.moves++
+	m.after(took/2, func() { m.reply(g, pid, func() LeaseEvent { shift(half); return g.is(pid, gpu) }) })
+	m.after(took, func() {
+		m.reply(g, pid, func() LeaseEvent {
+			h.moves--
+			if !fails {
+				shift(bytes - half)
 			}
-		}
-	}
-	if t.phase == running && s.timer == 0 && t.capped() {
-		fail("%s: nothing will end its lease", t.ID)
-	}
-	if !t.working() || t.phase != closed {
-		return
-	}
-	held := false
-	for i := range s.tenants {
-		o := &s.tenants[i]
-		held = held || o.gpus.overlaps(t.gpus) && o.holds()
-		one := len(o.GPUs) == 1 && len(t.GPUs) == 1 && o.gpus == t.gpus
-		if one && o.phase == running && o.rank() > t.rank() && t.complete() && !t.resting {
-			fail("%s waits for %s, which is below it", t.ID, o.ID)
-		}
-		if one && o.phase == running && !o.working() && t.complete() && !t.resting {
-			fail("%s waits for %s, which is idle", t.ID, o.ID)
-		}
-	}
-	if !held && s.timer == 0 && !t.stuck {
-		fail("%s has work, nobody holds its GPUs, and nothing is due: a lost wake-up", t.ID)
-	}
-}
-
-func (m *machine) checkDecisions(next Leases, decisions []Decision, fail func(string, ...any)) {
-	timer := m.timer
-	for _, d := range decisions {
-		switch d := d.(type) {
-		case SetTimer:
-			if d.At != 0 && d.At <= m.now {
-				fail("the timer is set in the past")
-			}
-			timer = d.At
-		case Evict:
-			t, _ := next.find(d.Tenant)
-			if on := t.on(d.GPU); on.resident-on.out < t.MinResident {
-				fail("%s is left %d of its %d bytes", d.Tenant, on.resident-on.out, t.MinResident)
-			}
-			if t.phase != closed {
-				fail("memory of %s leaves under its work", d.Tenant)
-			}
-		case OpenGate:
-			if g := m.guest(d.Tenant); g.open {
-				fail("the gate of %s opens twice", d.Tenant)
-			}
-		}
-	}
-	if timer != next.timer {
-		fail("the timer is at %s and believed at %s", timer, next.timer)
-	}
+			return g.is(pid, gpu)
+		})
+	})
 }
 
 // tenantOn is a guaranteed tenant with a weight on one GPU.

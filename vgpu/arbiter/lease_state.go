@@ -13,7 +13,7 @@ import (
 type LeaseTenant struct {
 	ID          string
 	GPUs        []int        // places in LeaseRules.Memory; several are a gang
-	Cores       node.Percent // of each GPU's time; 0 is the time that others leave
+	Cores       node.Percent // of each GPU's time; 0 is the time that others of the class leave, and a floor
 	Capped      bool         // burst: false, so Cores is a limit too
 	Class       share.Class
 	MinResident node.Bytes // on each GPU, never evicted; all of its memory for a tenant that is not over-committed
@@ -43,6 +43,11 @@ type tenancy struct {
 	ended time.Duration // draining: the latest end of work reported
 	lease uint64
 
+	paid       time.Duration // in this lease
+	worked     time.Duration // in this lease, as its processes say that have drained
+	unmeasured bool          // one of them cannot tell
+	loose      bool          // it could submit without bound
+
 	got       time.Duration // in all
 	credit    time.Duration
 	allowance time.Duration
@@ -52,6 +57,7 @@ type tenancy struct {
 	departed time.Duration // when arriving began
 	stay     time.Duration // until when its memory is left alone
 	used     time.Duration // when it last had work on its GPUs
+	calm     time.Duration // until when it counts as busy to those who want its room, since it was a moment ago
 }
 
 // process is one process of a tenant.
@@ -66,35 +72,20 @@ type process struct {
 type pages struct {
 	total, resident, in, out node.Bytes
 	patience                 time.Duration // when moving takes too long
+	rest                     time.Duration // until when nothing is to be moved: what was last asked for could not be
 }
 
 func (p *pages) absent() node.Bytes { return p.total - p.resident - p.in }
 
-func (p *pages) free(bytes node.Bytes, absent bool) {
-	if absent {
-		bytes = min(bytes, p.total-p.resident)
+// report takes what a process says that it has. What of it was on its way has arrived by so much.
+func (p *pages) report(resident, absent node.Bytes) {
+	if resident > p.resident {
+		p.in -= min(p.in, resident-p.resident)
 	} else {
-		bytes = min(bytes, p.resident)
-		p.resident -= bytes
+		p.out -= min(p.out, p.resident-resident)
 	}
-	p.total -= bytes
-	p.in = min(p.in, p.total-p.resident)
-	p.out = min(p.out, p.resident)
-}
-
-func (p *pages) swapped(bytes node.Bytes, out bool) {
-	if out {
-		bytes = min(bytes, p.out)
-		p.out -= bytes
-		p.resident -= bytes
-	} else {
-		bytes = min(bytes, p.in)
-		p.in -= bytes
-		p.resident += bytes
-	}
-	if p.in == 0 && p.out == 0 {
-		p.patience = 0
-	}
+	p.resident, p.total = resident, resident+absent
+	p.in, p.out = min(p.in, absent), min(p.out, resident)
 }
 
 // on is all of a tenant's memory on a GPU.
@@ -145,14 +136,8 @@ func (t *tenancy) capped() bool { return t.Capped && t.Cores < 100 }
 
 func (t *tenancy) weight() int64 { return max(1, int64(t.Cores)) }
 
-// rank orders tenants strictly, lowest first: by class, and behind everyone who guaranteed itself time if it did not.
-func (t *tenancy) rank() int {
-	rank := slices.Index(share.Classes, t.Class)
-	if t.Cores == 0 {
-		rank += len(share.Classes)
-	}
-	return rank
-}
+// rank orders tenants strictly, lowest first: by class. Who guaranteed itself no time has no rank of its own, but a floor.
+func (t *tenancy) rank() int { return slices.Index(share.Classes, t.Class) }
 
 func (t *tenancy) process(id int) *process {
 	for i := range t.processes {

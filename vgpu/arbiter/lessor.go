@@ -1,6 +1,7 @@
 package arbiter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/region"
+	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
 // crowdFor is how long a tenant that had work counts as one that may want the GPU again at any moment: its rivals' gates are
@@ -24,12 +26,15 @@ const crowdFor = time.Second
 // mu comes after Server.mu, and no other lock after it. Events for the log go out from a goroutine of their own.
 type lessor struct {
 	notify func(...Event)
+	pool   node.Bytes // of host memory, for what is swapped out
+	card   func(node.UUID) node.Bytes
 
 	mu      sync.Mutex
 	leases  Leases
 	timer   *time.Timer
 	places  map[node.UUID]int
 	tenants map[string]*lessee
+	moved   [maxLeaseGPUs]uint64 // by place: count of reports and orders of memory
 	closed  bool
 }
 
@@ -38,6 +43,7 @@ type lessee struct {
 	live  *liveShare
 	gate  uint32
 	loose bool                 // its gate was simply open since it last drained, so nobody watched what it submitted
+	late  bool                 // it was loose before the drain that is under way
 	busy  time.Duration        // when it last had work
 	procs map[int]*leaseClient // by slot
 	got   time.Duration        // in all, as Step charged it
@@ -51,27 +57,31 @@ type sampled struct{ at, got time.Duration }
 type leaseClient struct {
 	conn    *net.UnixConn
 	watched bool
+	memory  memoryClient
 }
 
-// A process says something twice in a millisecond at most. One that says more is slowed down.
+// A process says something of its work twice in a millisecond at most, and more of memory only if it allocates and frees in a
+// loop. One that says more is slowed down.
 const (
 	talkWindow = 20 * time.Millisecond
 	talkMost   = 100
 )
 
-// unlimited is the memory of every place: residency is not leased here.
+// unlimited is the memory of a place where nobody's can be moved: residency is not leased there.
 const unlimited = 1 << 60
 
-func newLessor(notify func(...Event)) (*lessor, error) {
+func newLessor(notify func(...Event), config Config) (*lessor, error) {
 	memory := make([]node.Bytes, maxLeaseGPUs)
 	for i := range memory {
 		memory[i] = unlimited
 	}
-	leases, err := NewLeases(DefaultLeaseRules(memory...))
+	rules := DefaultLeaseRules(memory...)
+	rules.DrainTimeout = cmp.Or(config.Drain, rules.DrainTimeout)
+	leases, err := NewLeases(rules)
 	if err != nil {
 		return nil, err
 	}
-	l := &lessor{notify: notify, leases: leases, places: make(map[node.UUID]int), tenants: make(map[string]*lessee)}
+	l := &lessor{notify: notify, pool: config.Pool, card: config.Card, leases: leases, places: make(map[node.UUID]int), tenants: make(map[string]*lessee)}
 	l.timer = time.AfterFunc(time.Hour, func() { l.do(TimerFired{}) })
 	return l, nil
 }
@@ -112,7 +122,13 @@ func (l *lessor) carryOut(decision Decision, now time.Duration) {
 		for slot := range t.procs {
 			t.send(slot, region.Lease{Kind: region.LeaseDrain, Lease: d.Lease, Flags: flagOf(t.loose)})
 		}
-		t.loose = false
+		t.late, t.loose = t.loose, false
+	case Evict:
+		l.order(region.LeaseOut, d.Tenant, d.Process, d.GPU, d.Bytes)
+	case BringIn:
+		l.order(region.LeaseIn, d.Tenant, d.Process, d.GPU, d.Bytes)
+	case Refuse:
+		l.refused(d)
 	case SetTimer:
 		l.timer.Stop()
 		if d.At > 0 {
@@ -153,9 +169,10 @@ func (l *lessor) setGates(now time.Duration) {
 }
 
 // crowded says whether what a tenant submits must be watched: it has a cap, or a rival has had work a moment ago, or one that
-// goes before it is attached.
+// goes before it is attached. Of who passes an open gate nobody knows when it is past, so that memory which may be moved must be
+// behind one that counts.
 func (l *lessor) crowded(t *tenancy, now time.Duration) bool {
-	if t.capped() {
+	if t.capped() || overcommitted(l.tenants[t.ID].live.spec.Grant) {
 		return true
 	}
 	for i := range l.leases.tenants {
@@ -188,13 +205,19 @@ func (t *lessee) watch(on bool) {
 }
 
 // send does not wait: a process that does not read its few messages is taken for one that has hung up.
-func (t *lessee) send(slot int, message region.Lease) {
+func (t *lessee) send(slot int, message region.Lease) { t.sendFile(slot, message, -1) }
+
+func (t *lessee) sendFile(slot int, message region.Lease, file int) {
 	client := t.procs[slot]
+	var rights []byte
+	if file >= 0 {
+		rights = unix.UnixRights(file)
+	}
 	raw, err := client.conn.SyscallConn()
 	if err == nil {
 		var sent error
 		err = raw.Control(func(fd uintptr) {
-			sent = unix.Sendto(int(fd), message.Bytes(), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+			sent = unix.Sendmsg(int(fd), message.Bytes(), rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		})
 		err = errors.Join(err, sent)
 	}
@@ -206,7 +229,7 @@ func (t *lessee) send(slot int, message region.Lease) {
 // --- shares ---
 
 func (l *lessor) describe(spec Spec) LeaseTenant {
-	t := LeaseTenant{ID: spec.ID, Capped: spec.Grant.Capped, Class: spec.Grant.Class, Cores: 100}
+	t := LeaseTenant{ID: spec.ID, Capped: spec.Grant.Capped, Class: spec.Grant.Class, Cores: 100, MinResident: pieces(spec.Grant.MinResident + piece - 1)}
 	for _, d := range spec.Grant.Devices {
 		uuid := d.UUID
 		if d.MIG != (node.MIGUUID{}) {
@@ -223,27 +246,45 @@ func (l *lessor) describe(spec Spec) LeaseTenant {
 	return t
 }
 
-// join brings a share under lease, with its gate shut. A share that cannot be is left alone, and its gate stays open.
-func (l *lessor) join(live *liveShare) {
+// join brings a share under lease, with its gate shut. A share that cannot be is left alone, and its gate stays open; one whose memory
+// may be moved is nothing without leases.
+func (l *lessor) join(live *liveShare) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.forgetPlaces(live.spec)
 	tenant := l.describe(live.spec)
 	own := &lessee{live: live, gate: region.GateOpen, procs: make(map[int]*leaseClient)}
 	l.tenants[live.spec.ID] = own
-	if !l.knows(live.spec.ID, TenantJoined{tenant}) {
-		delete(l.tenants, live.spec.ID)
-		live.openGate()
+	l.openRoom(live.spec, tenant)
+	err := l.knows(live.spec.ID, TenantJoined{tenant})
+	if err == nil {
+		return nil
+	}
+	delete(l.tenants, live.spec.ID)
+	if overcommitted(live.spec.Grant) {
+		return err
+	}
+	go l.notify(Event{Kind: LeaseOverrun, Share: live.spec.ID, Message: "its GPU time is not leased: " + err.Error()})
+	live.openGate()
+	return nil
+}
+
+// openRoom says what a card has for what can be moved, before it is known how much of it is in use otherwise.
+func (l *lessor) openRoom(spec Spec, tenant LeaseTenant) {
+	for i, d := range spec.Grant.Devices {
+		if place := tenant.GPUs[i]; d.Mode == share.ModeOvercommit && place < len(l.leases.memory) && l.leases.memory[place] == unlimited {
+			card := l.card(d.UUID)
+			l.step(RoomIs{place, pieces(card - reserve(card, 0))})
+		}
 	}
 }
 
-// knows joins a tenant, and says whether Step has it then.
-func (l *lessor) knows(id string, event TenantJoined) bool {
+// knows joins a tenant, or says why Step does not have it.
+func (l *lessor) knows(id string, event TenantJoined) error {
 	next, decisions := Step(l.leases, event, monotonic())
 	for _, d := range decisions {
 		if refused, ok := d.(Refuse); ok {
-			go l.notify(Event{Kind: LeaseOverrun, Share: id, Message: "its GPU time is not leased: " + refused.Reason})
-			return false
+			return errors.New(refused.Reason)
 		}
 	}
 	l.tenants[id].gate = region.GateOpen
@@ -254,7 +295,7 @@ func (l *lessor) knows(id string, event TenantJoined) bool {
 		l.carryOut(d, now)
 	}
 	l.setGates(now)
-	return true
+	return nil
 }
 
 // forgetPlaces makes room where GPUs come and go, as instances of MIG do.
@@ -356,8 +397,18 @@ func (l *lessor) serve(id string, slot int, conn *net.UnixConn) {
 		case region.LeaseEnded:
 			l.do(WorkEnded{id, slot})
 		case region.LeaseDrained:
-			l.do(Drained{id, slot, message.Lease, time.Duration(min(message.At, 1<<62))})
+			l.drained(id, slot, message)
+		case region.LeaseMemory:
+			l.remember(id, slot, message)
 		}
+	}
+}
+
+func (l *lessor) drained(id string, slot int, m region.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.tenants[id]; t != nil {
+		l.step(Drained{id, slot, m.Lease, time.Duration(min(m.At, 1<<62)), time.Duration(m.Flags) * time.Microsecond, t.late})
 	}
 }
 
@@ -409,6 +460,7 @@ func (l *lessor) tick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.step(TimerFired{})
+	l.prepare()
 	for _, t := range l.tenants {
 		t.past = append(t.past, sampled{monotonic(), t.got})
 		if len(t.past) > pastFor+1 {
@@ -447,6 +499,8 @@ func (l *lessor) state(id string) *LeaseState {
 // explain says where a tenant is with its lease, in a word and in a sentence.
 func (l *lessor) explain(t *tenancy, own *lessee, now time.Duration) (word, why string) {
 	switch {
+	case t.asking && !t.complete() || t.phase == closed && !t.complete() && t.busy() || t.leaving():
+		return "swaps", l.whatIsOut(t, now)
 	case t.phase == running && own.gate == region.GateOpen:
 		return "open", "nobody else wants its GPU: its gate is open, and nothing is counted"
 	case t.phase == running && t.working():
@@ -465,6 +519,29 @@ func (l *lessor) explain(t *tenancy, own *lessee, now time.Duration) (word, why 
 	return "waits", l.whoIsBefore(t, now)
 }
 
+// whatIsOut says why a tenant waits for its memory.
+func (l *lessor) whatIsOut(t *tenancy, now time.Duration) string {
+	var sum pages
+	for _, g := range t.GPUs {
+		on := t.on(g)
+		sum.total, sum.resident, sum.in, sum.out = sum.total+on.total, sum.resident+on.resident, sum.in+on.in, sum.out+on.out
+	}
+	why := fmt.Sprintf("%s of its %s are on the card", sum.resident, sum.total)
+	switch {
+	case sum.out > 0:
+		return why + fmt.Sprintf(", and %s are being moved out for another", sum.out)
+	case sum.in > 0:
+		return why + fmt.Sprintf(", and %s are being moved in", sum.in)
+	}
+	why += fmt.Sprintf(", and it has waited for room for %s", round(now-t.since))
+	for i := range l.leases.tenants {
+		if o := &l.leases.tenants[i]; o.ID != t.ID && o.gpus.overlaps(t.gpus) && o.busy() && o.stay > now {
+			why += fmt.Sprintf("; share %s came in and stays for another %s, so that moving memory does not take all the time", o.ID, round(o.stay-now))
+		}
+	}
+	return why
+}
+
 func (l *lessor) whoIsBefore(t *tenancy, now time.Duration) string {
 	why := fmt.Sprintf("it has waited for %s", round(now-t.since))
 	for i := range l.leases.tenants {
@@ -475,7 +552,7 @@ func (l *lessor) whoIsBefore(t *tenancy, now time.Duration) string {
 		reason := "whose turn it is"
 		switch {
 		case o.rank() < t.rank():
-			reason = fmt.Sprintf("which goes before it (%s with %s of the cores, against %s with %s)", o.Class, o.Cores, t.Class, t.Cores)
+			reason = fmt.Sprintf("which goes before it (%s, against %s)", o.Class, t.Class)
 		case o.phase == draining:
 			reason = "whose work is ending"
 		case o.credit > t.credit:

@@ -127,6 +127,7 @@ func (s *Server) gpusInUse() (gpus []node.UUID) {
 // reconcileGPU finds the implicit bytes of every session on one GPU. NVML is asked without the lock.
 func (s *Server) reconcileGPU(gpu node.UUID) {
 	before := s.slotsOn(gpu)
+	stamp, resident, still := s.stamp(gpu)
 	used, err := s.config.Memory.ProcessMemory(gpu)
 	s.notify(s.memoryError(gpu, err)...)
 	if err != nil {
@@ -155,6 +156,43 @@ func (s *Server) reconcileGPU(gpu node.UUID) {
 	for _, live := range s.shares {
 		s.publishImplicit(live)
 	}
+	if still {
+		s.setRoom(gpu, stamp, resident, used)
+	}
+}
+
+func (s *Server) stamp(gpu node.UUID) (stamp uint64, resident node.Bytes, still bool) {
+	if s.lessor == nil {
+		return 0, 0, false
+	}
+	return s.lessor.stamp(gpu)
+}
+
+// setRoom finds what of an over-committed card is left for memory that can be moved: contexts, pools and programs outside of every
+// share have the rest.
+func (s *Server) setRoom(gpu node.UUID, stamp uint64, resident node.Bytes, used map[int]node.Bytes) {
+	if !s.overcommits(gpu) {
+		return
+	}
+	fixed := node.Bytes(0)
+	for _, bytes := range used {
+		if bytes != UnknownBytes {
+			fixed += bytes
+		}
+	}
+	card := s.config.Card(gpu)
+	fixed -= min(fixed, resident)
+	fixed += reserve(card, node.Bytes(s.contextBytes[gpu]))
+	s.lessor.setRoom(gpu, stamp, card-min(card, fixed))
+}
+
+func (s *Server) overcommits(gpu node.UUID) bool {
+	for _, live := range s.shares {
+		if slices.ContainsFunc(live.spec.Grant.Devices, func(d share.Device) bool { return d.UUID == gpu && d.Mode == share.ModeOvercommit }) {
+			return true
+		}
+	}
+	return false
 }
 
 // onGPU is one process's sessions in one share, and what their slots held.

@@ -52,6 +52,8 @@ const (
 	MemoryUnknown  EventKind = "memory in use unknown"
 	MemoryKnown    EventKind = "memory in use known again"
 	LeaseOverrun   EventKind = "GPU time"
+	MoveShort      EventKind = "memory moved in part"
+	PoolShort      EventKind = "host memory for swapping is short"
 	Lost           EventKind = "share made anew: its pages could not be taken up"
 )
 
@@ -69,9 +71,12 @@ type Config struct {
 	Shares   string // directory of the shares' directories
 	Sessions string // directory of the rosters; both live on a tmpfs, as sessions do not outlive a boot
 	Memory   Memory
-	Leases   bool        // GPU time is leased; else every gate is open
-	Hold     bool        // while kerfd is away shut gates stay shut; else they open
-	Notify   func(Event) // called without a lock held; must not block for long
+	Leases   bool                           // GPU time is leased; else every gate is open
+	Hold     bool                           // while kerfd is away shut gates stay shut; else they open
+	Drain    time.Duration                  // after it others go on beside a tenant that has not drained; 0: as DefaultLeaseRules
+	Pool     node.Bytes                     // of host memory, for what over-committed shares swap out
+	Card     func(gpu node.UUID) node.Bytes // what of a card's memory can be granted
+	Notify   func(Event)                    // called without a lock held; must not block for long
 	Now      func() time.Time
 }
 
@@ -104,7 +109,7 @@ func New(config Config) (*Server, error) {
 	}
 	if config.Leases {
 		var err error
-		if s.lessor, err = newLessor(s.notify); err != nil {
+		if s.lessor, err = newLessor(s.notify, config); err != nil {
 			return nil, err
 		}
 	}
@@ -221,6 +226,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-tick.C:
 			if s.lessor != nil {
 				s.lessor.tick()
+				s.rates()
 			}
 		case <-s.soon:
 		}
@@ -288,6 +294,8 @@ type liveShare struct {
 	mended      string // why the usage page had to be made whole when the share was taken up
 	peak        [region.MaxDevices]uint64
 	refused     uint64 // by sessions that have ended
+
+	moved, rate [region.MaxDevices]uint64 // bytes swapped, ever, and in the last second
 }
 
 // session is one process attached to a share.

@@ -40,15 +40,28 @@ func (s *Server) add(spec Spec) error {
 	live.writePolicy(s.contextBytes)
 	s.shares[spec.ID] = live
 	events := s.resume(live)
-	if s.leased(spec) {
-		s.lessor.join(live)
-	} else {
-		live.openGate()
-	}
+	err := s.openOrLease(live)
 	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	go s.accept(live)
 	s.notify(events...)
 	return nil
+}
+
+// openOrLease puts a share's gate under lease, where GPU time is leased.
+func (s *Server) openOrLease(live *liveShare) error {
+	if !s.leased(live.spec) {
+		live.openGate()
+		return nil
+	}
+	err := s.lessor.join(live)
+	if err != nil {
+		delete(s.shares, live.spec.ID)
+		live.close()
+	}
+	return err
 }
 
 // leased: under tier mps nobody waits for a turn, so there are none.
@@ -184,6 +197,9 @@ func (l *liveShare) writePolicy(contextBytes map[node.UUID]uint64) {
 	if l.spec.Simulated {
 		flags |= region.FlagSimulated
 	}
+	if flags&region.FlagLeases != 0 && overcommitted(l.spec.Grant) {
+		flags |= region.FlagOvercommit
+	}
 	copy(p.Share[:len(p.Share)-1], l.spec.ID)
 	for i, d := range l.spec.Grant.Devices {
 		device := &p.Device[i]
@@ -196,6 +212,8 @@ func (l *liveShare) writePolicy(contextBytes map[node.UUID]uint64) {
 		atomic.StoreUint64(&device.Guaranteed, uint64(d.Memory))
 		atomic.StoreUint64(&device.ContextBytes, contextBytes[d.UUID])
 		atomic.StoreUint32(&device.Cores, uint32(d.Cores))
+		atomic.StoreUint64(&device.MinResident, uint64(l.spec.Grant.MinResident))
+		atomic.StoreUint64(&device.HostLimit, 1) // it takes none by itself: kerfd gives
 	}
 	atomic.StoreUint32(&p.Flags, atomic.LoadUint32(&p.Flags)&region.FlagTampered|flags)
 	atomic.StoreUint32(&p.DeviceCount, uint32(len(l.spec.Grant.Devices)))

@@ -30,6 +30,16 @@ type DeviceState struct {
 	Implicit node.Bytes   `json:"implicit"`
 	Peak     node.Bytes   `json:"peak"`
 	Cores    node.Percent `json:"cores"`
+	Swap     *SwapState   `json:"swap,omitempty"` // nil where memory is not moved
+}
+
+// SwapState is where the memory of an over-committed share is that can be moved.
+type SwapState struct {
+	Resident node.Bytes `json:"resident"`
+	Out      node.Bytes `json:"out"`  // or asked for, and not made yet
+	Host     node.Bytes `json:"host"` // host memory that it has to move to, for all GPUs together
+	Moved    node.Bytes `json:"moved"`
+	Rate     node.Bytes `json:"rate"` // moved in the last second
 }
 
 // Used is what counts against the limit.
@@ -76,6 +86,11 @@ func (l *liveShare) fillState(state *ShareState) {
 			Charged: node.Bytes(charged), Implicit: node.Bytes(implicit), Peak: node.Bytes(l.peak[d]),
 		})
 	}
+	for d := range l.devices() {
+		if l.spec.Grant.Devices[d].Mode == share.ModeOvercommit && l.leaseFlags&region.FlagLeases != 0 {
+			state.Devices[d].Swap = l.swap(d)
+		}
+	}
 	for _, session := range l.slots {
 		if session == nil {
 			continue
@@ -90,6 +105,38 @@ func (l *liveShare) fillState(state *ShareState) {
 			PID: session.PID, Command: session.comm, Since: session.started, Charged: node.Bytes(charged), Pinned: node.Bytes(slot.HostPinned),
 			Imported: node.Bytes(slot.Imported), Launches: slot.Launches, Unknown: slot.Unknown,
 		})
+	}
+}
+
+// swap is where a device's memory that can be moved is, as the sessions say.
+func (l *liveShare) swap(device int) *SwapState {
+	s := &SwapState{Rate: node.Bytes(l.rate[device])}
+	for _, session := range l.slots {
+		if session == nil {
+			continue
+		}
+		if r := &l.usage.Page.Residency[session.slot]; atomic.LoadUint32(&r.Generation) == atomic.LoadUint32(&l.usage.Page.Slot[session.slot].Generation) {
+			s.Resident += node.Bytes(atomic.LoadUint64(&r.Resident[device]))
+			s.Out += node.Bytes(atomic.LoadUint64(&r.Swapped[device]))
+			s.Moved += node.Bytes(atomic.LoadUint64(&r.Moved[device]))
+			s.Host += node.Bytes(atomic.LoadUint64(&r.Host))
+		}
+	}
+	return s
+}
+
+// rates notes how much has moved since the last second.
+func (s *Server) rates() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, live := range s.shares {
+		for d := range live.devices() {
+			_ = region.Guard(func() {
+				moved := uint64(live.swap(d).Moved)
+				live.rate[d] = moved - min(moved, live.moved[d]) // a session that ended takes its count along
+				live.moved[d] = moved
+			})
+		}
 	}
 }
 

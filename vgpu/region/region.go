@@ -26,7 +26,7 @@ import (
 // Layout constants, as in region.h.
 const (
 	Magic      = 0x4652454b
-	Version    = 1
+	Version    = 2
 	MaxDevices = 16
 	MaxSlots   = 512
 	ReasonLen  = 232
@@ -168,15 +168,29 @@ const (
 	LeaseDrain   = 2 // kerfd: the gate is shut; answer when all that was submitted has ended. Flags 1: some of it went unwatched
 	LeaseBegan   = 3 // the process waits at the gate, or was seen to submit
 	LeaseEnded   = 4 // it has submitted nothing for a while, and all is done
-	LeaseDrained = 5
+	LeaseDrained = 5 // the process: it has. Flags: microseconds for which it had work since the drain before, at least 1; 0: it cannot tell
+
+	// Of over-committed shares.
+	LeaseOut     = 6  // kerfd: move Memory of a device out, once all that was submitted has ended; the gate is shut
+	LeaseIn      = 7  // kerfd: move Memory in, or make them
+	LeaseRefused = 8  // kerfd: what is asked for can never be had
+	LeaseHost    = 9  // kerfd: Memory of the host memory to move to; a file comes with the message
+	LeaseTrim    = 10 // kerfd: give back what of that holds nothing
+	LeaseMemory  = 11 // what the process has of a device; Flags 1: some of Absent is asked for, and a thread waits
 )
 
 // Lease is a message of that connection.
 type Lease struct {
 	Kind  uint32
 	Flags uint32
-	Lease uint64 // LeaseDrain, LeaseDrained: which
+	Lease uint64 // LeaseDrain, LeaseDrained: which. LeaseOut, LeaseIn: a number that grows, by device. LeaseMemory: the last that was carried out
 	At    uint64 // LeaseDrained: when the work ended, CLOCK_MONOTONIC ns
+
+	Device uint32 // its place in the policy
+	_      uint32
+	Memory uint64 // bytes. LeaseOut, LeaseIn, LeaseHost: so many; LeaseMemory: resident, whole pages as the card holds them
+	Absent uint64 // LeaseMemory: out, or not made yet
+	Host   uint64 // LeaseMemory: host memory that the process has to move to, filled or not, for all devices together
 }
 
 // Hello is the one message of the shim on the share's socket.

@@ -23,7 +23,7 @@ var cNames = map[string]string{
 	"MinResident": "min_resident", "HostLimit": "host_limit", "Host": "host", "Resident": "resident", "Swapped": "swapped", "Moved": "moved", "Residency": "residency",
 	"Refused": "refused", "Unknown": "unknown", "Mismatch": "mismatch", "Sum": "sum", "Slot": "slot",
 	"Kind": "kind", "DriverVersion": "driver_version", "Comm": "comm", "Usage": "usage", "Note": "note", "Status": "status", "Reason": "reason",
-	"Lease": "lease", "At": "at",
+	"Lease": "lease", "At": "at", "Memory": "memory", "Absent": "absent",
 }
 
 var structs = []struct {
@@ -65,7 +65,7 @@ func TestParityWithC(t *testing.T) {
 		"KERF_MAX_SLOTS": MaxSlots, "KERF_REASON_LEN": ReasonLen, "KERF_POLICY_STRICT": FlagStrict, "KERF_POLICY_TAMPERED": FlagTampered,
 		"KERF_POLICY_REVOKED": FlagRevoked, "KERF_POLICY_SIMULATED": FlagSimulated, "KERF_POLICY_OVERCOMMIT": FlagOvercommit, "KERF_POLICY_LEASES": FlagLeases, "KERF_POLICY_HOLD": FlagHold,
 		"KERF_GATE_OPEN": GateOpen, "KERF_GATE_SHUT": GateShut, "KERF_GATE_SHARED": GateShared, "KERF_HELLO_LEASE": HelloLease,
-		"KERF_LEASE_WATCH": LeaseWatch, "KERF_LEASE_DRAIN": LeaseDrain, "KERF_LEASE_BEGAN": LeaseBegan, "KERF_LEASE_ENDED": LeaseEnded, "KERF_LEASE_DRAINED": LeaseDrained, "KERF_SLOT_TAMPERED": SlotTampered, "KERF_DEVICE_MIG": DeviceMIG,
+		"KERF_LEASE_WATCH": LeaseWatch, "KERF_LEASE_DRAIN": LeaseDrain, "KERF_LEASE_BEGAN": LeaseBegan, "KERF_LEASE_ENDED": LeaseEnded, "KERF_LEASE_DRAINED": LeaseDrained, "KERF_LEASE_OUT": LeaseOut, "KERF_LEASE_IN": LeaseIn, "KERF_LEASE_REFUSED": LeaseRefused, "KERF_LEASE_HOST": LeaseHost, "KERF_LEASE_TRIM": LeaseTrim, "KERF_LEASE_MEMORY": LeaseMemory, "KERF_SLOT_TAMPERED": SlotTampered, "KERF_DEVICE_MIG": DeviceMIG,
 		"KERF_HELLO_ATTACH": HelloAttach, "KERF_HELLO_NOTE": HelloNote, "KERF_HELLO_MEASURE": HelloMeasure, "KERF_WELCOME_OK": WelcomeOK, "KERF_WELCOME_VERSION": WelcomeVersion,
 		"KERF_WELCOME_FULL": WelcomeFull, "KERF_WELCOME_REVOKED": WelcomeRevoked, "KERF_WELCOME_DENIED": WelcomeDenied} {
 		fmt.Fprintf(&program, "if ((long)%s != %dL) printf(\"%s differs\\n\");\n", name, value, name)

@@ -4,7 +4,7 @@
 // Decide answers with a Grant, or with an error that a person can act on: what was asked, what was found, what to do.
 //
 //	memory   bytes of one GPU's memory, guaranteed and a hard limit
-//	cores    percent of one GPU's time: a guaranteed share. 0 is best effort: the time that others leave
+//	cores    percent of one GPU's time: a guaranteed share. 0 is the time that others leave, and a floor of a fiftieth for all such
 //	class    who waits and who gives way first under pressure
 //	tier     by what means the card is divided: in time, where one at a time has it, or by MPS, where kernels of all run at once
 //	tenants  as how many of a card's 32 places a share counts: 32 has the card alone
@@ -143,6 +143,8 @@ func (r Request) Normalize() (Request, error) {
 		return r, fmt.Errorf("memory %s: less than the %s in which the driver takes memory; ask for at least that", r.Memory, MinMemory)
 	case r.Cores < 0 || r.Cores > 100:
 		return r, r.Cores.Validate()
+	case r.Capped && r.Cores == 0 && r.Placement == nil:
+		return r, errors.New("cores 0 with burst: false: it would never run; ask for cores, or let it burst")
 	case !slices.Contains(Classes, r.Class):
 		return r, fmt.Errorf("class %q: not known; use guaranteed, burstable or besteffort", r.Class)
 	case r.Limit != 0 && r.Limit < r.Memory:

@@ -46,6 +46,7 @@ func TestDecide(t *testing.T) {
 		{"beyond the named card", []GPU{gpu(0, 80*gi), gpu(1, 24*gi)}, Request{Memory: 48 * gi, GPU: []string{"1"}}, nil, "GPU 1 has 24Gi"},
 		{"negative cores", []GPU{gpu(0, 80*gi)}, Request{Memory: gi, Cores: -1}, nil, "percent -1: outside 0 to 100"},
 		{"101 cores", []GPU{gpu(0, 80*gi)}, Request{Memory: gi, Cores: 101}, nil, "percent 101: outside 0 to 100"},
+		{"a cap on nothing", []GPU{gpu(0, 80*gi)}, Request{Memory: gi, Capped: true}, nil, `cores 0 with burst: false: it would never run; ask for cores`},
 		{"unknown class", []GPU{gpu(0, 80*gi)}, Request{Memory: gi, Class: "gold"}, nil, `class "gold": not known; use guaranteed`},
 		{"more GPUs than there are", []GPU{gpu(0, 80*gi)}, Request{Memory: gi, GPUs: 2}, nil, "gpus 2: this node has 1"},
 		{"gpus and names differ", []GPU{gpu(0, 80*gi)}, Request{Memory: gi, GPUs: 2, GPU: []string{"0"}}, nil, "1 GPUs are named"},

@@ -67,7 +67,7 @@ static inline __attribute__((always_inline)) bool kerf_gate(bool count)
 	return true;
 }
 
-/* To which stream work goes, what tells its price, and whether the NULL stream is the thread's own. Looked at on the slow path alone. */
+/* To which stream work goes, what tells its price (0: it has none), and whether the NULL stream is the thread's own. Looked at on the slow path alone. */
 #define AT(stream, key, per_thread) ((struct at){ (stream), (uint64_t)(key), per_thread })
 #define CONFIG_STREAM(config) ((config) ? (config)->hStream : NULL)
 #define CALL_KEY(symbol, bytes) ((uint64_t)H_##symbol << 8 | (unsigned)(64 - __builtin_clzll((uint64_t)(bytes) | 1)))
@@ -88,6 +88,7 @@ static inline __attribute__((always_inline)) bool kerf_gate(bool count)
 	}
 #define LAUNCH(symbol, at, params, args) GATED(symbol, true, at, params, args)
 #define SUBMIT(symbol, at, params, args) GATED(symbol, false, at, params, args)
+#define MARK SUBMIT
 
 #define GATED_ON(symbol, count, at, handler, params, args, with_real) \
 	EXPORT(symbol, params) { \

@@ -47,6 +47,13 @@ static void wait_at(struct keeper *k, const uint32_t *gate)
 	fetch_add(&k->waiting, -1u);
 }
 
+/* What is captured names memory without using it, and passes; but the real driver may ask what an address is, and one whose
+ * memory is out is not mapped. So in an over-committed share it waits like work, and is counted among those inside. */
+static bool passes(const struct share *s, bool capturing)
+{
+	return capturing && !(load_relaxed(&s->policy->flags) & KERF_POLICY_OVERCOMMIT);
+}
+
 static void pause_ns(uint64_t ns)
 {
 	struct timespec t = { 0, (long)(ns < 900000000 ? ns : 900000000) };
@@ -69,7 +76,7 @@ static uint64_t enter(struct pass *p, const uint32_t *gate)
 		__atomic_fetch_sub(&k->inside, 1, __ATOMIC_SEQ_CST);
 		return 1;
 	}
-	ahead = p->lane ? kerf_lane_ahead(p->lane) : 0;
+	ahead = p->lane && p->key ? kerf_lane_ahead(p->lane) : 0;
 	if (ahead)
 		__atomic_fetch_sub(&k->inside, 1, __ATOMIC_SEQ_CST);
 	return ahead;
@@ -80,6 +87,7 @@ void kerf_gate_slow(struct pass *p, bool count, struct at to)
 	const uint32_t *gate;
 	uint64_t ahead;
 	struct share *s;
+	bool capturing;
 
 	p->keeper = NULL;
 	if (kerf_depth) /* the driver's own submission inside a call that passed the gate */
@@ -89,9 +97,9 @@ void kerf_gate_slow(struct pass *p, bool count, struct at to)
 	if (s && count)
 		store_relaxed(&s->slot->launches, load_relaxed(&s->slot->launches) + 1);
 	gate = s ? &s->policy->gate : NULL;
-	if (gate && load_relaxed(gate) != KERF_GATE_OPEN && !kerf_capturing(to.stream)) {
+	if (gate && load_relaxed(gate) != KERF_GATE_OPEN && !passes(s, capturing = kerf_capturing(to.stream))) {
 		p->keeper = kerf_keeper_of(s);
-		p->lane = kerf_lane_of(to.stream, to.per_thread, p->keeper);
+		p->lane = capturing ? NULL : kerf_lane_of(to.stream, to.per_thread, p->keeper);
 		p->key = to.key;
 		for (;;) {
 			wait_at(p->keeper, gate);

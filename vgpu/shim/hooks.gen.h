@@ -320,6 +320,7 @@ enum hook_id {
 	H_cuStreamQuery,
 	H_cuEventCreate,
 	H_cuEventDestroy_v2,
+	H_cuEventElapsedTime,
 	H_cuEventQuery,
 	HOOKS
 };
@@ -641,6 +642,7 @@ typedef CUresult (*fn_cuDeviceGetGraphMemAttribute)(CUdevice dev, CUgraphMem_att
 typedef CUresult (*fn_cuStreamQuery)(CUstream stream);
 typedef CUresult (*fn_cuEventCreate)(CUevent *event, unsigned int flags);
 typedef CUresult (*fn_cuEventDestroy_v2)(CUevent event);
+typedef CUresult (*fn_cuEventElapsedTime)(float *ms, CUevent from, CUevent to);
 typedef CUresult (*fn_cuEventQuery)(CUevent event);
 
 typedef CUresult (*real_on_init)(unsigned int flags);

@@ -35,6 +35,7 @@ struct watch {
 	struct keeper *k;
 	bool on;
 	bool draining;
+	bool loose;      /* some of the work was not watched */
 	uint64_t lease;
 	uint64_t seen;   /* of keeper.submitted */
 	unsigned idle;   /* polls in a row */
@@ -54,14 +55,13 @@ void kerf_keeper_reset(struct share *shares, int n)
 	for (int i = 0; i < n; i++) {
 		keepers[i].share = &shares[i];
 		keepers[i].fd = -1;
+		kerf_orders_start(&shares[i]);
 	}
 	nkeepers = n;
 }
 
-static void say(struct keeper *k, uint32_t kind, uint64_t lease, uint64_t at)
+static void say(struct keeper *k, struct kerf_lease m)
 {
-	struct kerf_lease m = { .kind = kind, .lease = lease, .at = at };
-
 	if (k->fd >= 0)
 		send(k->fd, &m, sizeof m, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
@@ -72,7 +72,7 @@ static void tell(struct keeper *k, bool work)
 		return;
 	lock(&k->tell);
 	if (k->told != work && k->fd >= 0) {
-		say(k, work ? KERF_LEASE_BEGAN : KERF_LEASE_ENDED, 0, 0);
+		say(k, (struct kerf_lease){ .kind = work ? KERF_LEASE_BEGAN : KERF_LEASE_ENDED });
 		store_relaxed(&k->told, work);
 	}
 	unlock(&k->tell);
@@ -87,8 +87,10 @@ void kerf_keeper_began(struct keeper *k)
 
 static void let_go(struct keeper *k)
 {
-	bool hold = load_relaxed(&k->share->policy->flags) & KERF_POLICY_HOLD;
+	bool hold = load_relaxed(&k->share->policy->flags) & (KERF_POLICY_HOLD | KERF_POLICY_OVERCOMMIT);
 
+	store_relaxed(&k->lost, 1);
+	kerf_orders_news(k);
 	if (hold || load_relaxed(&k->away))
 		return;
 	store_relaxed(&k->away, 1);
@@ -105,7 +107,7 @@ static void set_fd(struct keeper *k, int fd)
 	unlock(&k->tell);
 }
 
-static void heard(struct watch *w, const struct kerf_lease *m)
+static void heard(struct watch *w, const struct kerf_lease *m, int fd)
 {
 	switch (m->kind) {
 	case KERF_LEASE_WATCH:
@@ -117,10 +119,28 @@ static void heard(struct watch *w, const struct kerf_lease *m)
 	case KERF_LEASE_DRAIN:
 		w->draining = true;
 		w->lease = m->lease;
-		if (m->flags & 1)
+		w->loose = m->flags & 1;
+		if (w->loose)
 			kerf_lanes_untracked(w->k);
 		break;
+	default:
+		kerf_orders_heard(w->k, m, fd);
 	}
+}
+
+/* A message, and the file that came with it or -1. */
+static ssize_t receive(int from, struct kerf_lease *m, int *fd)
+{
+	union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control;
+	struct iovec data = { m, sizeof *m };
+	struct msghdr h = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
+	ssize_t n = recvmsg(from, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *c = n < 0 ? NULL : CMSG_FIRSTHDR(&h);
+
+	*fd = -1;
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof *fd))
+		memcpy(fd, CMSG_DATA(c), sizeof *fd);
+	return n;
 }
 
 /* Reads what there is; false: the connection has ended. */
@@ -128,9 +148,13 @@ static bool listen_to(struct watch *w)
 {
 	struct kerf_lease m;
 	ssize_t n;
+	int fd;
 
-	while ((n = recv(w->k->fd, &m, sizeof m, MSG_DONTWAIT)) == (ssize_t)sizeof m)
-		heard(w, &m);
+	while ((n = receive(w->k->fd, &m, &fd)) == (ssize_t)sizeof m) {
+		heard(w, &m, fd);
+		if (fd >= 0)
+			close(fd);
+	}
 	return n < 0 && (errno == EAGAIN || errno == EINTR);
 }
 
@@ -142,15 +166,21 @@ static bool quiet(struct keeper *k)
 static void drain(struct watch *w)
 {
 	struct keeper *k = w->k;
-	uint64_t now = kerf_now();
+	struct kerf_lease m = { .kind = KERF_LEASE_DRAINED, .lease = w->lease, .at = kerf_now() };
+	uint64_t micros;
 
-	if (!quiet(k) || !kerf_lanes_idle(k, true))
+	if (!quiet(k))
+		return;
+	kerf_lanes_mark(k);
+	if (!kerf_lanes_idle(k, true))
 		return;
 	w->draining = false;
-	kerf_lanes_drained(k);
 	w->idle = 0;
+	micros = kerf_lanes_drained(k) / 1000;
+	if (!w->loose)
+		m.flags = micros < 1 ? 1 : micros < UINT32_MAX ? (uint32_t)micros : UINT32_MAX;
 	lock(&k->tell);
-	say(k, KERF_LEASE_DRAINED, w->lease, now);
+	say(k, m);
 	unlock(&k->tell);
 }
 
@@ -173,12 +203,17 @@ static void look(struct watch *w)
 static bool turn(struct watch *w)
 {
 	struct pollfd p = { .fd = w->k->fd, .events = POLLIN };
-	struct timespec t = { 0, w->draining ? DRAIN_POLL_NS : WATCH_POLL_NS };
+	bool waits = w->draining || kerf_orders_open(w->k) || load_relaxed(&w->k->unsaid);
+	struct timespec t = { 0, waits ? DRAIN_POLL_NS : WATCH_POLL_NS };
 	bool looks = w->on || (load_relaxed(&w->k->told) && !load_relaxed(&w->k->waiting)); /* a thread may be on its way to the gate */
-	int n = ppoll(&p, 1, w->draining || looks ? &t : NULL, NULL);
+	int n = ppoll(&p, 1, waits || looks ? &t : NULL, NULL);
 
 	if (n > 0 && !listen_to(w))
 		return false;
+	if (load_relaxed(&w->k->unsaid))
+		kerf_orders_report(w->k, false);
+	if (kerf_orders_open(w->k) && !w->draining && (!kerf_orders_wait(w->k) || (quiet(w->k) && kerf_lanes_idle(w->k, true))))
+		kerf_orders_carry_out(w->k);
 	if (w->draining)
 		drain(w);
 	else if (looks)
@@ -208,6 +243,8 @@ static void *keep(void *arg)
 		}
 		set_fd(k, fd);
 		store_relaxed(&k->away, 0);
+		store_relaxed(&k->lost, 0);
+		kerf_orders_report(k, true);
 		if (load_relaxed(&k->waiting))
 			tell(k, true);
 		while (turn(&w))
@@ -232,7 +269,7 @@ void kerf_keeper_start(struct keeper *k)
 	sigfillset(&every); /* signals are the program's business */
 	sigprocmask(SIG_SETMASK, &every, &before);
 	if (!create || !detach || create(&thread, NULL, keep, k))
-		store_relaxed(&k->away, 1); /* fails open: nobody would answer for this process, so kerfd does not count on it */
+		let_go(k); /* fails open: nobody would answer for this process, so kerfd does not count on it */
 	else
 		detach(thread);
 	sigprocmask(SIG_SETMASK, &before, NULL);

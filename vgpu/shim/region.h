@@ -23,7 +23,7 @@
 #include <stdint.h>
 
 #define KERF_REGION_MAGIC   0x4652454bu /* "KERF" */
-#define KERF_REGION_VERSION 1u
+#define KERF_REGION_VERSION 2u
 #define KERF_MAX_DEVICES    16
 #define KERF_MAX_SLOTS      512
 #define KERF_REASON_LEN     232
@@ -35,7 +35,7 @@
 #define KERF_POLICY_SIMULATED 0x8u /* the GPUs are simulated */
 #define KERF_POLICY_OVERCOMMIT 0x10u /* linear memory can be swapped out to the host; set before the first attach, and never changed */
 #define KERF_POLICY_LEASES 0x20u /* GPU time is leased: the gate opens and shuts, and kerfd must be told of work */
-#define KERF_POLICY_HOLD   0x40u /* while kerfd is away a gate that it left shut stays shut; else it opens */
+#define KERF_POLICY_HOLD   0x40u /* while kerfd is away a gate that it left shut stays shut; else it opens. OVERCOMMIT implies it */
 #define KERF_POLICY_MPS    0x80u /* the share is of tier mps: the process must be a client of the MPS server at KERF_ROOT/mps */
 
 /* kerf_policy.gate. Any other value is taken as shut. */
@@ -55,7 +55,7 @@ struct kerf_policy_device { /* 128 bytes */
 	uint32_t cores;         /* percent of GPU time, 0: best effort */
 	uint32_t flags;         /* KERF_DEVICE_* */
 	uint64_t min_resident;  /* bytes of this device that a process of an over-committed share never swaps out */
-	uint64_t host_limit;    /* bytes of host memory that one process may fill with what it swaps out; 0: no limit */
+	uint64_t host_limit;    /* bytes of host memory that one process may take by itself for what it swaps out, besides what kerfd gives; 0: no limit */
 	uint8_t  reserved[56];
 };
 
@@ -156,13 +156,26 @@ struct kerf_welcome {
 /* by the process */
 #define KERF_LEASE_BEGAN   3u /* it waits at the gate, or was seen to submit */
 #define KERF_LEASE_ENDED   4u /* it has submitted nothing for a while, and all is done */
-#define KERF_LEASE_DRAINED 5u
+#define KERF_LEASE_DRAINED 5u /* flags: microseconds for which it had work since the drain before, at least 1; 0: it cannot tell */
+/* of over-committed shares, by kerfd */
+#define KERF_LEASE_OUT     6u /* move bytes of a device out, once all that was submitted has ended; the gate is shut */
+#define KERF_LEASE_IN      7u /* move bytes in, or make them */
+#define KERF_LEASE_REFUSED 8u /* what is asked for can never be had: fail it */
+#define KERF_LEASE_HOST    9u /* bytes of host memory to move to: a file comes with the message, by SCM_RIGHTS */
+#define KERF_LEASE_TRIM   10u /* give back what of that holds nothing */
+/* by the process */
+#define KERF_LEASE_MEMORY 11u /* what it has of a device; flags 1: some of absent is asked for, and a thread waits for it */
 
 struct kerf_lease {
 	uint32_t kind;
 	uint32_t flags;
-	uint64_t lease;          /* DRAIN, DRAINED: which */
+	uint64_t lease;          /* DRAIN, DRAINED: which. OUT, IN: a number that grows with each, by device. MEMORY: the last that was carried out */
 	uint64_t at;             /* DRAINED: when the work ended, CLOCK_MONOTONIC ns */
+	uint32_t device;         /* its place in the policy */
+	uint32_t reserved0;
+	uint64_t memory;         /* bytes. OUT, IN, HOST: so many; MEMORY: resident, whole pages as the card holds them */
+	uint64_t absent;         /* MEMORY: out, or not made yet */
+	uint64_t host;           /* MEMORY: bytes of host memory that it has to move to, filled or not, for all devices together */
 };
 
 #endif

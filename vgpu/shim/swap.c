@@ -55,6 +55,8 @@ void swap_tell(struct device *d)
 	struct kerf_residency *r = residency(d);
 	struct stock *s = swap_stock(d);
 
+	if (kerf_swap_arbiter)
+		kerf_swap_arbiter->changed(d, s->resident, s->swapped + s->fresh);
 	if (!r)
 		return;
 	if (load_relaxed(&r->generation) != d->share->generation) { /* a dead session's words */
@@ -247,13 +249,13 @@ static void give_back(struct piece *from)
 			host_put(&p->host, p->size);
 }
 
-static void count_moved(struct piece *p, bool out)
+static void has_moved(struct piece *p, bool out)
 {
 	struct device *d = p->area->device;
 
 	swap_stock(d)->moved += p->state == PIECE_FRESH ? 0 : p->size;
-	if (kerf_swap_arbiter && kerf_swap_arbiter->moved)
-		kerf_swap_arbiter->moved(d, p->size, out);
+	swap_state(p, out ? PIECE_OUT : PIECE_RESIDENT);
+	swap_tell(d);
 }
 
 /* --- out ---------------------------------------------------------------------------------------------------------- */
@@ -266,8 +268,7 @@ static CUresult left(struct piece *p, CUstream stream)
 		r = STEP(swap_unmake(p));
 	if (r)
 		return r;
-	swap_state(p, PIECE_OUT);
-	count_moved(p, true);
+	has_moved(p, true);
 	return CUDA_SUCCESS;
 }
 
@@ -342,9 +343,8 @@ static CUresult arrived(struct piece *p, CUstream stream)
 		swap_unmake(p);
 		return r;
 	}
-	count_moved(p, false);
 	host_put(&p->host, p->size);
-	swap_state(p, PIECE_RESIDENT);
+	has_moved(p, false);
 	swap_newest(p);
 	return CUDA_SUCCESS;
 }
@@ -413,6 +413,30 @@ bool kerf_swap_prepare(struct device *d, uint64_t bytes)
 	unlock(&swap_lock);
 	kerf_depth--;
 	return more;
+}
+
+void kerf_host_pin(struct device *d)
+{
+	struct piece *p;
+	struct move m;
+
+	kerf_depth++;
+	lock(&swap_lock);
+	for (p = swap_stock(d)->first; p && p->area->ends; p = p->newer)
+		;
+	if (p && begin(&m, d, p->area->ctx) == CUDA_SUCCESS) {
+		host_pin_all(m.by->ctx);
+		end(&m);
+	}
+	unlock(&swap_lock);
+	kerf_depth--;
+}
+
+void kerf_swap_report(struct device *d)
+{
+	lock(&swap_lock);
+	swap_tell(d);
+	unlock(&swap_lock);
 }
 
 #ifdef KERF_SWAP_DOOR

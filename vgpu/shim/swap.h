@@ -10,7 +10,7 @@
  *   swap.c       out, in, and the questions of the books    swap_area.c  areas, pieces     swap_alloc.c  allocation and free
  *   swap_host.c  the pool of page-locked host memory        swap_info.c  what a pointer is, since the driver would say it wrong
  *
- * What whoever drives this (the session with kerfd) must do
+ * What whoever drives this must do (swap_lease.c and keeper.c do, by order of kerfd)
  *
  *   Thread.    kerf_swap_out and kerf_swap_in may be called on any thread of the process (the keeper), without a context; they
  *              block until the bytes have moved. One of them runs at a time, and meanwhile cuMemAlloc and cuMemFree of
@@ -25,17 +25,18 @@
  *              What passes the gate at any time, or knows no gate, must not need the bytes: a capture notes addresses down, and
  *              so does the making of a graph's nodes; but the real driver may ask what a copy's or a memset's address is, and
  *              an address whose memory is out is not mapped. Such calls should wait until the memory is in.
- *   Order.     Evict(bytes) → kerf_swap_out → Swapped(moved, out). BringIn(bytes) → kerf_swap_in → Swapped(moved, in). `moved`
- *              counts whole pieces: it can be less than was asked for (min_resident, pinned areas, an error, no host
- *              memory) and, out, more by less than one piece. Report what it says, not what was asked for. moved() of
- *              the arbiter, if it is set, tells of each piece as it goes, so that another process's in can begin while this
- *              out goes on; swap_lock is held then: it must neither wait nor call anything here.
+ *   Order.     Evict(bytes) → kerf_swap_out, BringIn(bytes) → kerf_swap_in. `moved` counts whole pieces: it can be less than
+ *              was asked for (min_resident, pinned areas, an error, no host memory) and, out, more by less than one
+ *              piece. changed() of the arbiter, if it is set, tells where memory is after every change and every piece that
+ *              has moved, so that another process's in can begin while this out goes on; swap_lock is held then: it
+ *              must neither wait nor call anything here.
  *   Ahead.     Page-locking host memory takes longer than a copy to it. kerf_swap_prepare, while the tenant runs, makes
  *              the pool as large as said, by one region a call.
- *   Asking.    With kerf_swap_arbiter set, ask() is called before an allocation is made and on its thread, with no lock held:
- *              send MemoryAsked, wait until BringIn has come and kerf_swap_whole(d), return success: two threads may ask
- *              at once, and the first answer need not be for the first asker. CUDA_ERROR_OUT_OF_MEMORY on Refuse. freed() follows each area that is gone. Bytes are those of whole pieces,
- *              the same as in `moved`, not those charged. Without an arbiter an allocation takes what the card has free.
+ *   Asking.    With kerf_swap_arbiter set, ask() is called before an allocation is made and on its thread, with no lock held; its
+ *              pieces are there, and fresh: say so, wait until BringIn has come and kerf_swap_whole(d), return success: two
+ *              threads may ask at once, and the first answer need not be for the first asker. CUDA_ERROR_OUT_OF_MEMORY on
+ *              Refuse. Bytes are those of whole pieces, not those charged. Without an arbiter an allocation takes what
+ *              the card has free. swap_lease.c does all this.
  *   Errors.    Whatever is returned, every byte is right and every piece is whole, on one side or the other. An out that finds
  *              no host memory (host_limit, or none to be had) changes nothing. A copy that failed leaves its piece where it was.
  *   Death.     Nothing to do: the host pool is this process's memory, and the driver takes back the rest.
@@ -75,9 +76,8 @@ void kerf_swap_look(struct device *d, struct swap_counts *out);
 bool kerf_swap_whole(struct device *d); /* nothing is out, and nothing is still to be made */
 
 struct swap_arbiter {
-	CUresult (*ask)(struct device *d, uint64_t bytes);
-	void (*freed)(struct device *d, uint64_t bytes, bool absent);
-	void (*moved)(struct device *d, uint64_t bytes, bool out);
+	CUresult (*ask)(struct device *d);
+	void (*changed)(struct device *d, uint64_t resident, uint64_t absent);
 };
 extern const struct swap_arbiter *kerf_swap_arbiter; /* NULL: none. Set before the first allocation */
 
@@ -94,7 +94,10 @@ void kerf_swap_context_ended(uint64_t name, bool gone);
 /* A file of whole pages that kerfd gives this process for its host pool. The descriptor stays the caller's. */
 bool kerf_host_give(int fd, uint64_t bytes);
 bool kerf_swap_prepare(struct device *d, uint64_t bytes); /* true: call again. Any thread, gate open or not */
-void kerf_host_trim(void); /* regions that hold nothing go back to the system; pinning them again costs time */
+void kerf_host_pin(struct device *d); /* page-locks what is not yet, ahead of need */
+void kerf_host_trim(void); /* regions that hold nothing go back to whom they came from; pinning them again costs time */
+uint64_t host_bytes(void);
+void kerf_swap_report(struct device *d); /* has the arbiter told */
 
 /* --- among the files --------------------------------------------------------------------------------------- */
 
@@ -155,7 +158,7 @@ bool host_take(uint64_t bytes, uint64_t limit, struct host_run *out);
 void host_put(struct host_run *run, uint64_t bytes);
 void host_pin(const struct host_run *run, CUcontext ctx); /* page-locks its region if it is not yet; ctx is current */
 void host_context_ends(CUcontext ctx);
-uint64_t host_bytes(void);
+void host_pin_all(CUcontext ctx);
 void swap_mover_ends(CUcontext ctx); /* its streams go with it */
 
 /* One step of a move, where a test may fail or kill the process. */

@@ -187,16 +187,6 @@ static struct area *allocation(CUdeviceptr p, unsigned *at)
 	return a;
 }
 
-static void tell_freed(struct device *d, uint64_t resident, uint64_t absent)
-{
-	if (!kerf_swap_arbiter)
-		return;
-	if (resident)
-		kerf_swap_arbiter->freed(d, resident, false);
-	if (absent)
-		kerf_swap_arbiter->freed(d, absent, true);
-}
-
 static CUresult free_locked(CUdeviceptr p, struct device **d, uint64_t *charged)
 {
 	unsigned at;
@@ -219,28 +209,18 @@ static CUresult free_locked(CUdeviceptr p, struct device **d, uint64_t *charged)
 
 static CUresult free_waited(CUdeviceptr p)
 {
-	uint64_t charged, resident = 0, absent = 0;
 	struct device *d = NULL;
-	struct stock *s;
+	uint64_t charged;
 	CUresult r;
 
 	lock(&swap_lock);
-	r = swap_find(p) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-	if (r == CUDA_SUCCESS) {
-		s = swap_stock(swap_find(p)->device);
-		resident = s->resident;
-		absent = s->swapped + s->fresh;
-		r = free_locked(p, &d, &charged);
-		resident -= s->resident;
-		absent -= s->swapped + s->fresh;
-	}
+	r = free_locked(p, &d, &charged);
 	if (d)
 		swap_tell(d);
 	unlock(&swap_lock);
 	if (r)
 		return r;
 	kerf_discharge(d, charged);
-	tell_freed(d, resident, absent);
 	return CUDA_SUCCESS;
 }
 
@@ -287,23 +267,18 @@ void kerf_swap_context_ends(CUcontext ctx, uint64_t name)
 static void end_areas(struct device *d, uint64_t name)
 {
 	struct stock *s = swap_stock(d);
-	uint64_t resident, absent, charged;
+	uint64_t charged;
 	struct area *a;
 
 	lock(&swap_lock);
-	resident = s->resident;
-	absent = s->swapped + s->fresh;
 	charged = s->charged;
 	for (size_t i = 0; (a = swap_area_at(i)) != NULL;)
 		if (a->ends != name || a->device != d || swap_area_delete(a))
 			i++;
-	resident -= s->resident;
-	absent -= s->swapped + s->fresh;
 	charged -= s->charged;
 	swap_tell(d);
 	unlock(&swap_lock);
 	kerf_discharge(d, charged);
-	tell_freed(d, resident, absent);
 }
 
 static void keep_areas(uint64_t name)

@@ -368,10 +368,8 @@ struct area *swap_area_made(struct device *d, CUcontext ctx, uint64_t bytes, CUr
 	id = a->id;
 	a->pinned = true; /* not to be moved before it has an owner; swap_in makes it all the same */
 	if (kerf_swap_arbiter) {
-		uint64_t span = a->span;
-
 		unlock(&swap_lock);
-		*r = kerf_swap_arbiter->ask(d, span);
+		*r = kerf_swap_arbiter->ask(d);
 		lock(&swap_lock);
 		a = swap_find(base);
 		if (!a || a->id != id) { /* its context was destroyed meanwhile */

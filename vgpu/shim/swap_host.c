@@ -6,7 +6,8 @@
  * is unlocked when that context ends and locked again by the next: the bytes stay.
  *
  * Memory of the process itself counts against its container's memory limit: a region that is mapped may be more
- * than the limit allows once its pages are touched, and the kernel then kills. host_limit is there to be set below that.
+ * than the limit allows once its pages are touched, and the kernel then kills. So kerfd gives files whose pages are there
+ * already, on its own account, and sets host_limit to next to nothing.
  */
 #define _GNU_SOURCE
 #include "swap.h"
@@ -26,7 +27,6 @@ struct host_region {
 	uint64_t bytes, used;
 	CUcontext locked_by;   /* NULL: not page-locked */
 	bool refused;          /* page-locking failed: copies are slower, and right */
-	bool given;
 	uint8_t *taken;        /* by unit of PIECE */
 	uint32_t hint;
 };
@@ -34,7 +34,7 @@ struct host_region {
 static struct host_region *regions[MAX_REGIONS]; /* NULL: free entry */
 static uint64_t total;
 
-static struct host_region *add(char *at, uint64_t bytes, bool given)
+static struct host_region *add(char *at, uint64_t bytes)
 {
 	size_t n = sizeof(struct host_region) + bytes / PIECE;
 	struct host_region *r;
@@ -47,7 +47,7 @@ static struct host_region *add(char *at, uint64_t bytes, bool given)
 	r = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (r == MAP_FAILED)
 		return NULL;
-	*r = (struct host_region){ .at = at, .bytes = bytes, .given = given, .taken = (uint8_t *)(r + 1) };
+	*r = (struct host_region){ .at = at, .bytes = bytes, .taken = (uint8_t *)(r + 1) };
 	madvise(at, bytes, MADV_DONTFORK); /* the card writes to these pages: a child must not get copies of them */
 	madvise(at, bytes, MADV_DONTDUMP);
 	regions[i] = r;
@@ -98,7 +98,7 @@ static struct host_region *grow(uint64_t bytes, uint64_t limit)
 	at = mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
 	if (at == MAP_FAILED && (at = map_aligned(want)) == NULL)
 		return NULL;
-	r = add(at, want, false);
+	r = add(at, want);
 	if (!r)
 		munmap(at, want);
 	return r;
@@ -167,6 +167,13 @@ void host_pin(const struct host_run *run, CUcontext ctx)
 		r->locked_by = ctx;
 }
 
+void host_pin_all(CUcontext ctx)
+{
+	for (int i = 0; i < MAX_REGIONS; i++)
+		if (regions[i])
+			host_pin(&(struct host_run){ regions[i], regions[i]->at }, ctx);
+}
+
 bool host_more(uint64_t upto, uint64_t limit, CUcontext ctx)
 {
 	struct host_region *r = total < upto ? grow(upto - total < REGION ? upto - total : REGION, limit) : NULL;
@@ -212,7 +219,7 @@ bool kerf_host_give(int fd, uint64_t bytes)
 	if (at == MAP_FAILED)
 		return false;
 	lock(&swap_lock);
-	ok = add(at, bytes, true) != NULL;
+	ok = add(at, bytes) != NULL;
 	unlock(&swap_lock);
 	if (!ok)
 		munmap(at, bytes);
@@ -227,7 +234,7 @@ void kerf_host_trim(void)
 	for (int i = 0; i < MAX_REGIONS; i++) {
 		CUcontext by;
 
-		if (!regions[i] || regions[i]->used || regions[i]->given)
+		if (!regions[i] || regions[i]->used)
 			continue;
 		by = regions[i]->locked_by;
 		if (by && REAL(cuCtxPushCurrent_v2)(by))

@@ -26,6 +26,10 @@ socketMode: "0660" # slices of a node are the scheduler's to give, not any local
 cards:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .Values.swap.hostMemory }}
+swap:
+  hostMemory: {{ . }}
+{{- end }}
 kubernetes:
   enabled: true
   kubeletDir: {{ .Values.kubeletDir }}

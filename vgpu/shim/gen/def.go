@@ -24,7 +24,7 @@ type call struct {
 type param struct{ decl, name string }
 
 var (
-	cudaClasses = []string{"init", "resolve", "alloc", "free", "query", "launch", "submit", "unknown", "call"}
+	cudaClasses = []string{"init", "resolve", "alloc", "free", "query", "launch", "submit", "mark", "unknown", "call"}
 	nvmlClasses = []string{"hook", "call"}
 	needHandler = []string{"init", "resolve", "alloc", "free", "query", "hook"}
 	lineForm    = regexp.MustCompile(`^(\w+)\s+(\w+?)(?:\+(ptsz|ptds))?\s+(\d+)\s+\(([^)]*)\)\s*(\w*)$`)

@@ -88,3 +88,21 @@ func TestCheckSince(t *testing.T) {
 		}
 	}
 }
+
+// TestPrices: work is known by its function, its graph, or its call and size; an event takes no time, so it has none.
+func TestPrices(t *testing.T) {
+	for line, want := range map[string]string{
+		"launch cuLaunch 2000 (CUfunction f)":                                                     "AT(NULL, (uintptr_t)f, false)",
+		"launch cuGraphLaunch 10000 (CUgraphExec exec, CUstream stream)":                          "AT(stream, (uintptr_t)exec, false)",
+		"submit cuMemcpyAsync 4000 (CUdeviceptr dst, CUdeviceptr src, size_t n, CUstream stream)": "AT(stream, CALL_KEY(cuMemcpyAsync, n), false)",
+		"mark cuEventRecord 2000 (CUevent event, CUstream stream)":                                "AT(stream, 0, false)",
+	} {
+		c, err := parseCall(line, cudaClasses)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.at(c.symbol, false); got != want {
+			t.Errorf("%s: %s, want %s", line, got, want)
+		}
+	}
+}

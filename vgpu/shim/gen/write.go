@@ -87,7 +87,7 @@ func writeHooks(b *bytes.Buffer, calls []call, table cuda.Table) {
 		}
 		for i, s := range c.symbols() {
 			macro, handler, at := strings.ToUpper(c.class), c.handler, ""
-			gated := macro == "LAUNCH" || macro == "SUBMIT"
+			gated := macro == "LAUNCH" || macro == "SUBMIT" || macro == "MARK"
 			if gated {
 				at = c.at(s, i > 0) + ", "
 			}
@@ -119,7 +119,7 @@ func writeHooks(b *bytes.Buffer, calls []call, table cuda.Table) {
 }
 
 // at says to which stream a call submits, and by what its price is known: the function, the executable graph, or the call and
-// the number of bytes.
+// the number of bytes. What only marks or waits has no price.
 func (c call) at(symbol string, perThread bool) string {
 	stream, key, bytes := "NULL", "", "0"
 	for _, p := range c.params {
@@ -134,7 +134,10 @@ func (c call) at(symbol string, perThread bool) string {
 			bytes = p.name
 		}
 	}
-	if key == "" {
+	switch {
+	case c.class == "mark":
+		key = "0"
+	case key == "":
 		key = fmt.Sprintf("CALL_KEY(%s, %s)", symbol, bytes)
 	}
 	return fmt.Sprintf("AT(%s, %s, %t)", stream, key, perThread)

@@ -3,6 +3,7 @@ package shimtest
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +54,7 @@ func TestRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{"usage has 4096 bytes", "restart the container"}},
-		"policy of another version": {policy(func(p *region.Policy) { p.Version = 7 }), []string{"policy has version 7, this shim speaks 1", "restart the container"}},
+		"policy of another version": {policy(func(p *region.Policy) { p.Version = 7 }), []string{"policy has version 7, this shim speaks " + strconv.Itoa(region.Version), "restart the container"}},
 		"no policy at all":          {policy(func(p *region.Policy) { p.Magic = 0 }), []string{"not a page of kerf"}},
 		"policy of another size":    {policy(func(p *region.Policy) { p.Size = 99 }), []string{"says 99 bytes"}},
 		"kerfd is away": {func(t *testing.T, n *tenantNode, s *share) {

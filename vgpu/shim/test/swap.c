@@ -26,7 +26,7 @@
 
 struct swap_counts { uint64_t resident, swapped, fresh, pinned, host, areas; };
 struct device;
-struct swap_arbiter { CUresult (*ask)(struct device *, uint64_t); void (*freed)(struct device *, uint64_t, bool), (*moved)(struct device *, uint64_t, bool); };
+struct swap_arbiter { CUresult (*ask)(struct device *); void (*changed)(struct device *, uint64_t, uint64_t); };
 
 static CUresult (*door_out)(int, uint64_t, uint64_t *), (*door_in)(int, uint64_t, uint64_t *);
 static void (*door_look)(int, struct swap_counts *), (*door_trim)(void), (*door_arbiter)(const struct swap_arbiter *);
@@ -705,7 +705,8 @@ static void capture(void)
 	}
 }
 
-static uint64_t asked, freed_here, freed_away, told_out, told_in;
+static uint64_t here, away; /* as told */
+static unsigned asks, told;
 static bool refusing;
 
 static void *bring_in(void *arg)
@@ -717,51 +718,54 @@ static void *bring_in(void *arg)
 	return NULL;
 }
 
-static CUresult on_ask(struct device *d, uint64_t bytes)
+static CUresult on_ask(struct device *d)
 {
 	pthread_t t;
 
 	(void)d;
 	if (refusing)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	asked += bytes;
+	asks++;
+	CHECK(away == 0 && look().fresh > 0); /* what is asked for is there, and told by who asks */
 	pthread_create(&t, NULL, bring_in, NULL); /* as the session's thread does */
 	pthread_join(t, NULL);
 	return door_whole(0) ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
 }
 
-static void on_freed(struct device *d, uint64_t bytes, bool absent)
+static void on_changed(struct device *d, uint64_t resident, uint64_t absent)
 {
 	(void)d;
-	*(absent ? &freed_away : &freed_here) += bytes;
+	here = resident;
+	away = absent;
+	told++;
 }
 
-static void on_moved(struct device *d, uint64_t bytes, bool out)
-{
-	(void)d;
-	*(out ? &told_out : &told_in) += bytes;
-}
+static bool told_right(void) { return here == look().resident && away == look().swapped + look().fresh; }
 
 static void arbiter(void)
 {
-	static const struct swap_arbiter a = { on_ask, on_freed, on_moved };
+	static const struct swap_arbiter a = { on_ask, on_changed };
 	struct buffer b[4];
 	CUdeviceptr none;
 	uint64_t before = charged();
+	unsigned n;
 
 	door_arbiter(&a);
 	for (size_t i = 0; i < LEN(b); i++)
 		b[i] = take(i ? i * 3 * MIB : 100);
-	CHECK(asked == look().resident && told_in == asked);
+	CHECK(asks == LEN(b) && told_right() && here > 18 * MIB);
 	refusing = true;
 	CHECK(cuMemAlloc_v2(&none, 4 * MIB) == CUDA_ERROR_OUT_OF_MEMORY);
-	CHECK(asked == look().resident && look().fresh == 0);
+	CHECK(told_right() && look().fresh == 0);
 	give(&b[1]);
-	CHECK(out(ALL) == told_out && told_out == asked - 4 * MIB);
+	CHECK(told_right());
+	n = told;
+	CHECK(out(ALL) == away && told_right() && here == 0);
+	CHECK(told >= n + 3); /* piece by piece */
 	for (size_t i = 0; i < LEN(b); i++)
 		if (b[i].p)
 			give(&b[i]);
-	CHECK(freed_here == 4 * MIB && freed_here + freed_away == asked && charged() == before);
+	CHECK(told_right() && here + away == 0 && charged() == before);
 }
 
 /* A file of kerfd's, and memory of another device that this one may reach. */
@@ -779,6 +783,13 @@ static void given(void)
 	while (door_prepare(0, 700 * MIB))
 		;
 	CHECK(look().host >= 700 * MIB && look().host < 960 * MIB);
+	out(ALL);
+	door_trim();
+	CHECK(look().host >= 40 * MIB && look().host < 320 * MIB);
+	in(ALL);
+	verify(&b, 0, b.n);
+	door_trim();
+	CHECK(look().host == 0);
 }
 
 static void peers(void)

@@ -1,0 +1,158 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/kerf-gpu/kerf/bench/rig"
+	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/internal/sim"
+)
+
+// A class of allocation is refused where less is left than it can give. Pools and graphs take memory in blocks of tens of MiB.
+const (
+	granule = 2 * node.MiB
+	pooled  = 64 * node.MiB
+)
+
+// memoryClasses are the tenant hog's, with what may be left at a refusal.
+var memoryClasses = []struct {
+	name  string
+	slack node.Bytes
+}{
+	{"linear", granule}, {"pitched", granule}, {"managed", granule}, {"async", pooled}, {"pool", pooled},
+	{"vmm", granule}, {"array", granule}, {"array3d", granule}, {"mipmap", granule}, {"graph", pooled},
+}
+
+var (
+	overLimitRow = Row{"KF-410", "bytes that the card's books had over the slice's limit, at most", "B", Absolute, bound(0), bound(0)}
+	wrongDataRow = Row{"KF-411", "pieces that were not as written when the slice was full", "pieces", Absolute, bound(0), bound(0)}
+	refusalRow   = Row{"IS-002", "time to refuse cuMemAlloc of more than there is", "ns", Absolute, nil, nil}
+)
+
+func leftRow(i int) Row {
+	class := memoryClasses[i]
+	return Row{fmt.Sprintf("KF-%d", 400+i), class.name + ": bytes left when the next were refused", "B", Absolute,
+		bound(float64(class.slack)), bound(float64(class.slack))}
+}
+
+func memoryRows() (rows []Row) {
+	for i := range memoryClasses {
+		rows = append(rows, leftRow(i))
+	}
+	return append(rows, overLimitRow, wrongDataRow, refusalRow)
+}
+
+// memoryLimits are the slices that are filled.
+var memoryLimits = []string{"1Gi", "2Gi", "4Gi", "7Gi"}
+
+// filling is what hog saw, by class, and what the card's own books had meanwhile.
+type filling struct {
+	left  map[string][]float64
+	wrong float64
+	peak  node.Bytes
+}
+
+// runMemory fills slices by every class of allocation until each is refused, and compares with the whole card filled natively.
+func runMemory(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) {
+	bed, err := openBed(on, "memory")
+	if err != nil {
+		return nil, "", err
+	}
+	defer bed.close()
+	limits := memoryLimits
+	if options.Quick {
+		limits = limits[:1]
+	}
+	options.progress("memory: the whole card, natively")
+	native, err := bed.fill(ctx, rig.Slice{})
+	if err != nil {
+		return nil, "", err
+	}
+	var sliced []filling
+	var over, wrong []float64
+	for _, limit := range limits {
+		options.progress("memory: a slice of %s", limit)
+		got, err := bed.fill(ctx, rig.Slice{Memory: limit, GPU: "0"})
+		if err != nil {
+			return nil, "", err
+		}
+		most, err := node.ParseBytes(limit)
+		if err != nil {
+			return nil, "", err
+		}
+		sliced, wrong = append(sliced, got), append(wrong, got.wrong)
+		over = append(over, max(0, float64(got.peak)-float64(most)))
+	}
+	var all []taken
+	for i, class := range memoryClasses {
+		one := taken{leftRow(i), nil, native.left[class.name]}
+		for _, got := range sliced {
+			one.got = append(one.got, got.left[class.name]...)
+		}
+		all = append(all, one)
+	}
+	all = append(all, taken{overLimitRow, over, nil}, taken{wrongDataRow, wrong, nil})
+	options.progress("memory: time to refuse")
+	refused, err := refusals(ctx, on, options)
+	if err != nil {
+		return nil, "", err
+	}
+	results, err := resultsOf(all)
+	return append(results, refused), bed.card(), err
+}
+
+// fill runs hog in the slice, or on the whole card where that has no memory, and reads the card's own books meanwhile.
+func (b *bed) fill(ctx context.Context, slice rig.Slice) (filling, error) {
+	var args []string
+	if slice.Memory != "" {
+		args = []string{"--limit", slice.Memory}
+	}
+	hog, err := b.launch(ctx, guest{slice, "hog", args})
+	if err != nil {
+		return filling{}, err
+	}
+	ended, peak := make(chan struct{}), make(chan node.Bytes, 1)
+	go func() { peak <- most(b.node, ended) }()
+	got := filling{left: map[string][]float64{}}
+	for event, more := hog.Next(); more; event, more = hog.Next() {
+		if event.Event == "class" {
+			got.left[event.Class] = append(got.left[event.Class], float64(event.Left))
+			got.wrong += float64(event.Wrong)
+		}
+	}
+	close(ended)
+	got.peak = <-peak
+	return got, hog.Wait()
+}
+
+// most is what was in use on the first GPU, at most, by its own books.
+func most(n *sim.Node, ended <-chan struct{}) (peak node.Bytes) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		peak = max(peak, n.Status().GPUs[0].Used)
+		select {
+		case <-ended:
+			return peak
+		case <-tick.C:
+		}
+	}
+}
+
+// refusals times what is refused, natively and in a slice by turns.
+func refusals(ctx context.Context, on *rig.Rig, options Options) (Result, error) {
+	metric := overheadMetric{id: refusalRow.ID, name: refusalRow.Name, probe: "refuse", batch: 64, batches: 4}
+	how, both := planOf(options), map[string]*sides{}
+	for range how.pairs {
+		if _, err := measurePair(ctx, on, how, []overheadMetric{metric}, both); err != nil {
+			return Result{}, err
+		}
+	}
+	got := both[metric.probe]
+	result, err := refusalRow.of(got.sliced.batches, got.native.batches)
+	result.P99, result.BaselineP99 = Percentile(got.sliced.calls, 99), Percentile(got.native.calls, 99)
+	result.N = len(got.sliced.calls)
+	return result, err
+}
