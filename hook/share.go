@@ -43,6 +43,7 @@ type Share struct {
 	Simulated bool
 	Admin     bool   // monitoring: nodes and NVML, no share
 	MPS       string // the pipe directory of the card's MPS daemon; "" with another tier
+	MPSMemory string // what is /dev/shm to the daemon and to the container; "": the host's own
 	Kerfd     string // kerfd's socket for hooks, where the driver is to limit the container itself; "" where the shim alone does
 }
 
@@ -50,7 +51,7 @@ type Share struct {
 func (s *Share) flags() *flag.FlagSet {
 	set := flag.NewFlagSet(Program, flag.ContinueOnError)
 	set.SetOutput(io.Discard)
-	for name, text := range map[string]*string{"share": &s.ID, "pages": &s.Pages, "lib": &s.Lib, "cuda": &s.CUDA, "nvml": &s.NVML, "mps": &s.MPS, "kerfd": &s.Kerfd} {
+	for name, text := range map[string]*string{"share": &s.ID, "pages": &s.Pages, "lib": &s.Lib, "cuda": &s.CUDA, "nvml": &s.NVML, "mps": &s.MPS, "mps-memory": &s.MPSMemory, "kerfd": &s.Kerfd} {
 		set.StringVar(text, name, *text, "")
 	}
 	for name, texts := range map[string]*[]string{"gpu": &s.GPUs, "control": &s.Control} {
@@ -150,6 +151,9 @@ func (s Share) Mounts() (mounts []Mount) {
 	}
 	if s.MPS != "" { // writable, as NVIDIA's own tools mount it
 		mounts = append(mounts, Mount{Source: s.MPS, Target: Root + "/mps", Writable: true})
+	}
+	if s.MPSMemory != "" {
+		mounts = append(mounts, Mount{Source: s.MPSMemory, Target: "/dev/shm", Writable: true})
 	}
 	if s.Simulated {
 		for _, node := range slices.Concat(s.Control, s.GPUs) {

@@ -34,7 +34,7 @@ func simCommand() *cobra.Command {
 	}
 	cmd.PersistentFlags().StringVar(&o.root, "root", defaultSimRoot(), "directory of the simulated node")
 	cmd.PersistentFlags().BoolVar(&o.json, "json", false, "print JSON (kerf.sim/v1)")
-	cmd.AddCommand(simStartCommand(&o), simStatusCommand(&o), simInjectCommand(&o), simStopCommand(&o))
+	cmd.AddCommand(simStartCommand(&o), simStatusCommand(&o), simInjectCommand(&o), simLogCommand(&o), simStopCommand(&o))
 	return cmd
 }
 

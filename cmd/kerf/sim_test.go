@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
@@ -169,5 +170,18 @@ func TestTopoWithoutDriver(t *testing.T) {
 	}
 	if got := topoRoot("", func() (string, error) { return "/daemon", nil }); got != "/daemon" {
 		t.Errorf("root with kerfd: %s", got)
+	}
+}
+
+func TestSimLogPicture(t *testing.T) {
+	const ms = time.Millisecond
+	runs := []sim.Run{{PID: 5, Start: 100 * ms, End: 104 * ms, Rate: 0.4}, {PID: 7, Start: 101 * ms, End: 103 * ms, Rate: 0.6}, {Start: 104 * ms, End: 105 * ms, Rate: 1}}
+	var got strings.Builder
+	if err := writeSimLog(&got, 0, runs, 2); err != nil {
+		t.Fatal(err)
+	}
+	want := "simulated GPU 0: 3 kernels, or pieces of them, in its log\npids 5 and 7 ran at once for 2ms\nPID  FROM  TO   SPEED\n7    0s    2ms  60%\n0    3ms   4ms  100%\n"
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Error(diff)
 	}
 }

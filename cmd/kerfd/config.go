@@ -40,6 +40,8 @@ type Config struct {
 	Swap       SwapConfig       `yaml:"swap"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
+
+	mpsEnter []string // by which an MPS daemon gets a /dev/shm of its own; nil: kerfd may not mount
 }
 
 // SwapConfig is for cards in mode overcommit.

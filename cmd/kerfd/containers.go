@@ -12,6 +12,7 @@ import (
 	"github.com/kerf-gpu/kerf/hook/cdi"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
+	"github.com/kerf-gpu/kerf/vgpu/mps"
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
@@ -44,8 +45,8 @@ func newContainers(c Config, h *hardware, in installation) (*containers, error) 
 func (c *containers) hookSocket() string { return filepath.Join(c.runDir, "hook.sock") }
 
 // publish writes the CDI spec of a share that is in force, and says by which name a container gets it.
-func (c *containers) publish(pages, pipe string, entry ledger.Entry) (string, error) {
-	tenant, err := c.tenant(pages, pipe, entry)
+func (c *containers) publish(pages string, server mps.Place, entry ledger.Entry) (string, error) {
+	tenant, err := c.tenant(pages, server, entry)
 	if err != nil {
 		return "", err
 	}
@@ -59,14 +60,14 @@ func (c *containers) publish(pages, pipe string, entry ledger.Entry) (string, er
 	return cdi.Device(tenant.Name), cdi.Write(c.config.CDIDir, spec)
 }
 
-func (c *containers) tenant(pages, pipe string, entry ledger.Entry) (cdi.Tenant, error) {
+func (c *containers) tenant(pages string, server mps.Place, entry ledger.Entry) (cdi.Tenant, error) {
 	files, err := c.hardware.driver(entry.Grant)
 	if err != nil {
 		return cdi.Tenant{}, err
 	}
 	t := cdi.Tenant{Name: entry.Holder.Key, Hook: c.in.hook, Share: hook.Share{
 		ID: entry.ID, Pages: pages, Lib: c.in.lib, CUDA: c.onHost(files.CUDA), NVML: c.onHost(files.NVML),
-		Simulated: c.hardware.sim != nil, Admin: entry.Grant.Admin, MPS: pipe,
+		Simulated: c.hardware.sim != nil, Admin: entry.Grant.Admin, MPS: server.Pipe, MPSMemory: server.Memory,
 	}}
 	if entry.Grant.Admin {
 		t.Share.ID, t.Share.Pages, t.Share.CUDA = "", "", ""

@@ -41,7 +41,7 @@ type grants struct {
 
 func newGrants(c Config, h *hardware, books *ledger.Ledger, log *slog.Logger) *grants {
 	g := &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), ending: make(map[string]*ending), watches: make(map[string]func())}
-	g.mps = mps.New(mps.Config{Dir: c.mpsDir(), Root: h.root, Notify: g.onMPS, Now: time.Now})
+	g.mps = mps.New(mps.Config{Dir: c.mpsDir(), Root: h.root, Enter: c.mpsEnter, Notify: g.onMPS, Now: time.Now})
 	return g
 }
 

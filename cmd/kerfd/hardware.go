@@ -289,7 +289,7 @@ func (h *hardware) shareGPUs() []share.GPU {
 		if why := h.silent[g.Index]; why != "" {
 			gpu.Fault = cmp.Or(gpu.Fault, why)
 		}
-		gpu.Foreign, gpu.NoMPS = placements(g.MIG), noMPS
+		gpu.Foreign, gpu.NoMPS = placements(g.MIG), noMPSOn(g, noMPS)
 		gpus = append(gpus, gpu)
 	}
 	if h.sim == nil {

@@ -88,6 +88,7 @@ func command() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
+			c.mpsEnter = mpsEnter()
 			return serve(cmd.Context(), c, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
 		},
 	}
@@ -97,7 +98,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.simulate, "simulate", "", "serve a simulated node of this profile or profile file instead of the real hardware")
 	p.StringVar(&f.runDir, "run-dir", "", "directory of sockets and shares (default "+defaultRunDir()+")")
 	p.BoolVar(&f.zeroCost, "sim-zero-cost", false, "the simulated driver's calls take no time (for benches)")
-	cmd.AddCommand(configCommand(&f), readyCommand(&f))
+	cmd.AddCommand(configCommand(&f), readyCommand(&f), enterMPSCommand())
 	return cmd
 }
 

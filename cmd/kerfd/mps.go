@@ -3,8 +3,15 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
@@ -34,24 +41,24 @@ func mpsWanted(entries []ledger.Entry) map[node.UUID]mps.Limits {
 	return want
 }
 
-// settleMPS has the daemon of a card run as its shares want it, or ends it with the last of them. The pipe is "" where there is none.
-func (g *grants) settleMPS(gpu node.UUID) (pipe string, err error) {
+// settleMPS has the daemon of a card run as its shares want it, or ends it with the last of them.
+func (g *grants) settleMPS(gpu node.UUID) (mps.Place, error) {
 	defer g.mpsLocks.lock(gpu.String())() // what is wanted is read and made true as one
 	limits, wanted := mpsWanted(g.ledger.Entries())[gpu]
 	if !wanted {
-		return "", g.mps.Drop(gpu)
+		return mps.Place{}, g.mps.Drop(gpu)
 	}
 	return g.mps.Ensure(context.Background(), gpu, limits)
 }
 
-// serveMPS is where the programs of a grant find their MPS server, which runs then; "" for grants of another tier.
-func (g *grants) serveMPS(grant share.Grant) (pipe string, err error) {
+// serveMPS is where the programs of a grant find their MPS server, which runs then; zero for grants of another tier.
+func (g *grants) serveMPS(grant share.Grant) (mps.Place, error) {
 	for _, d := range grant.Devices {
 		if d.Tier == share.TierMPS {
 			return g.settleMPS(d.UUID) // such a grant has one device
 		}
 	}
-	return "", nil
+	return mps.Place{}, nil
 }
 
 // endMPS ends, or narrows, what a grant that is off the record needed.
@@ -84,7 +91,7 @@ func (g *grants) restoreMPS(entries []ledger.Entry) {
 func (g *grants) onMPS(e mps.Event) {
 	level := slog.LevelInfo
 	switch e.Kind {
-	case mps.Died, mps.Failed, mps.Stray:
+	case mps.Died, mps.Failed, mps.Stray, mps.Lost:
 		level = slog.LevelWarn
 	}
 	g.log.Log(context.Background(), level, string(e.Kind), "gpu", e.GPU, "reason", e.Message)
@@ -109,5 +116,43 @@ func (h *hardware) noMPS() string {
 	return err.Error()
 }
 
+// noMPSOn is why a card cannot have shares of the tier: what the node lacks, or what the card does.
+func noMPSOn(g node.GPU, absent string) string {
+	if volta := (node.ComputeCapability{Major: 7}); absent == "" && g.Compute.Major < volta.Major {
+		return fmt.Sprintf("its compute capability is %s, and MPS has limits from %s on (Volta); use tier time", g.Compute, volta)
+	}
+	return absent
+}
+
 // errMPSFixed is the answer to a change of what only a connection to the server decides.
 var errMPSFixed = errors.New("it is of tier mps, where a program gets its cores when it connects to the MPS server, and nobody waits for a turn by class; end it, and ask for another")
+
+// enterVerb is the command by which kerfd starts a daemon with a /dev/shm of its own.
+const enterVerb = "enter-mps"
+
+// mpsEnter is that command, where kerfd may mount.
+func mpsEnter() []string {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil || data[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
+		return nil
+	}
+	return []string{"/proc/self/exe", enterVerb}
+}
+
+// enterMPSCommand is the first stage of a daemon. It is not for people.
+func enterMPSCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: enterVerb + " DIRECTORY PROGRAM [ARG…]", Hidden: true, DisableFlagParsing: true, Args: cobra.MinimumNArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			runtime.LockOSThread() // exec keeps this thread's mount namespace, which is the process's own already
+			if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+				return fmt.Errorf("make the mount namespace of an MPS daemon private: %w", err)
+			}
+			if err := unix.Mount(args[0], "/dev/shm", "", unix.MS_BIND, ""); err != nil {
+				return fmt.Errorf("mount %s on /dev/shm for an MPS daemon: %w", args[0], err)
+			}
+			return fmt.Errorf("%s: %w", args[1], syscall.Exec(args[1], args[1:], os.Environ()))
+		},
+	}
+}

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -209,6 +212,39 @@ func TestMPSKerfdKilled(t *testing.T) {
 	d.eventually("the control daemon ends", func() bool { return syscall.Kill(pid, 0) != nil && !exists(filepath.Join(d.dir, "mps")) })
 }
 
+// A daemon and its clients see one /dev/shm, and it is not the host's.
+func TestMPSMemory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("kerfd may not mount here: daemon and clients have the host's /dev/shm")
+	}
+	d := startDaemon(t)
+	cmd := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", control.Socket(d.dir), "run", "--gpu", "0", "--memory", "2Gi", "--tier", "mps", "--", "sh", "-c",
+		"touch /dev/shm/kerf-test; stat -c %i /dev/shm; read go")
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	clients, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode := func(path string) string {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintln(info.Sys().(*syscall.Stat_t).Ino)
+	}
+	daemons, hosts := inode(fmt.Sprintf("/proc/%d/root/dev/shm", d.mpsPID())), inode("/dev/shm")
+	if clients != daemons || clients == hosts || exists("/dev/shm/kerf-test") {
+		t.Errorf("inodes of /dev/shm: client %s daemon %s host %s", clients, daemons, hosts)
+	}
+	_ = in.Close()
+	_ = cmd.Wait() // read found the end
+	d.eventually("all shares end", func() bool { return len(d.state().Shares) == 0 })
+}
+
 // A program that would run without its MPS server gets no GPU: nothing would hold it to its cores.
 func TestMPSFailsClosed(t *testing.T) {
 	d := startDaemon(t)
@@ -217,13 +253,25 @@ func TestMPSFailsClosed(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "no MPS server answers") {
 		t.Errorf("%v: %s", err, out)
 	}
-	// What a tenant writes in its environment is no way around it.
-	cmd := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", control.Socket(d.dir), "run", "--gpu", "1", "--memory", "2Gi", "--cores", "20", "--tier", "mps", "--", "sh", "-c",
-		`CUDA_MPS_PIPE_DIRECTORY=/nowhere CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=100 "$0" --kernel 1000 --seconds 2`, filepath.Join(build, "libexec/kerf/spin"))
-	out, err = cmd.CombinedOutput()
-	var part float64
-	if _, scan := fmt.Sscanf(string(out[strings.LastIndex(string(out), "launches, ")+1:]), "aunches, %f", &part); err != nil || scan != nil || part > 25 {
-		t.Errorf("%v %v: had %.1f%% of the GPU with 20%% of its threads: %s", err, scan, part, out)
+	d.eventually("all shares end", func() bool { return len(d.state().Shares) == 0 })
+}
+
+// What a tenant writes in its environment counts where it asks for less, and is no way to more.
+func TestMPSEnvironment(t *testing.T) {
+	d := startDaemon(t)
+	for _, tt := range []struct {
+		own  string
+		most float64
+	}{{"100", 20}, {"nonsense", 20}, {"10", 10}} {
+		script := `CUDA_MPS_PIPE_DIRECTORY=/nowhere CUDA_MPS_ENABLE_PER_CTX_DEVICE_MULTIPROCESSOR_PARTITIONING=1 CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=` + tt.own + ` "$0" --kernel 1000 --seconds 1`
+		out, err := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", control.Socket(d.dir), "run", "--gpu", "1", "--memory", "2Gi", "--cores", "20", "--tier", "mps", "--",
+			"sh", "-c", script, filepath.Join(build, "libexec/kerf/spin")).CombinedOutput()
+		var launches int
+		var part float64
+		_, words, _ := strings.Cut(string(out), "spin: ready [simulated GPU]\n")
+		if n, _ := fmt.Sscanf(words, "spin: %d launches, %f", &launches, &part); err != nil || n != 2 || part > tt.most*1.2 || launches == 0 {
+			t.Errorf("own percentage %s of 20: had %.1f%% of the GPU's time, want %.0f (%v): %s", tt.own, part, tt.most, err, out)
+		}
 	}
 	d.eventually("all shares end", func() bool { return len(d.state().Shares) == 0 })
 }

@@ -34,6 +34,19 @@ func TestMPSWanted(t *testing.T) {
 	}
 }
 
+func TestNoMPSOn(t *testing.T) {
+	for _, tt := range []struct {
+		major  int
+		absent string
+		want   string
+	}{{9, "", ""}, {7, "", ""}, {6, "", "its compute capability is 6.1, and MPS has limits from 7.0 on (Volta); use tier time"}, {9, "not there", "not there"}, {6, "not there", "not there"}} {
+		g := node.GPU{Compute: node.ComputeCapability{Major: tt.major, Minor: 1}}
+		if got := noMPSOn(g, tt.absent); got != tt.want {
+			t.Errorf("%s, %q: %q, want %q", g.Compute, tt.absent, got, tt.want)
+		}
+	}
+}
+
 // A claim of tier mps has its card's daemon until it is given back, through the deaths of kerfd, and its container gets the pipes.
 func TestMPSClaim(t *testing.T) {
 	s := newSite(t)
@@ -47,7 +60,7 @@ func TestMPSClaim(t *testing.T) {
 	}
 	gpu := held[0].Grant.Devices[0].UUID
 	state, _ := s.mps.State(gpu)
-	pipe := s.mps.Pipe(gpu)
+	pipe := s.mps.Place(gpu).Pipe
 	spec := func() string {
 		text, err := os.ReadFile(cdi.File(s.config.Kubernetes.CDIDir, "key-mps"))
 		if err != nil {
@@ -63,8 +76,8 @@ func TestMPSClaim(t *testing.T) {
 		t.Errorf("a turn in time beside mps: %v", err)
 	}
 	s.restart()
-	if again, _ := s.mps.State(gpu); again.PID != state.PID || s.mps.Pipe(gpu) != pipe {
-		t.Errorf("after a restart the daemon is pid %d at %s, want %d at %s", again.PID, s.mps.Pipe(gpu), state.PID, pipe)
+	if again, _ := s.mps.State(gpu); again.PID != state.PID || s.mps.Place(gpu).Pipe != pipe {
+		t.Errorf("after a restart the daemon is pid %d at %s, want %d at %s", again.PID, s.mps.Place(gpu).Pipe, state.PID, pipe)
 	}
 	if err := s.dra().drop(t.Context(), claim.UID); err != nil {
 		t.Fatal(err)

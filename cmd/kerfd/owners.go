@@ -67,11 +67,11 @@ func (g *grants) enforce(entry ledger.Entry) (ledger.Held, error) {
 			return ledger.Held{}, err
 		}
 	}
-	pipe, err := g.serveMPS(entry.Grant)
+	place, err := g.serveMPS(entry.Grant)
 	if err != nil {
 		return ledger.Held{}, err
 	}
-	name, err := g.containers.publish(arbiter.Directory(g.config.sharesDir(), entry.ID), pipe, entry)
+	name, err := g.containers.publish(arbiter.Directory(g.config.sharesDir(), entry.ID), place, entry)
 	return ledger.Held{Entry: entry, CDI: name}, err
 }
 

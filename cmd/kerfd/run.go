@@ -34,7 +34,7 @@ func (g *grants) open(entry ledger.Entry) (control.Granted, error) {
 	if err != nil {
 		return control.Granted{}, err
 	}
-	pipe, err := g.serveMPS(entry.Grant)
+	place, err := g.serveMPS(entry.Grant)
 	if err != nil {
 		return control.Granted{}, err
 	}
@@ -42,7 +42,7 @@ func (g *grants) open(entry ledger.Entry) (control.Granted, error) {
 		return control.Granted{}, err
 	}
 	return control.Granted{
-		ID: entry.ID, Grant: entry.Grant, LibDir: g.config.LibDir, Driver: driver, MPS: pipe,
+		ID: entry.ID, Grant: entry.Grant, LibDir: g.config.LibDir, Driver: driver, MPS: place,
 		ShareDir: arbiter.Directory(g.config.sharesDir(), entry.ID), Simulated: g.hardware.Node().Simulated,
 	}, nil
 }

@@ -33,6 +33,7 @@ var examples = map[string]string{
 	"extended-resource.yaml":  "here",
 	"one-claim-two-pods.yaml": "here",
 	"cap.yaml":                "here",
+	"mps.yaml":                "here",
 	"burst.yaml":              "stage overcommit",
 	"overcommit.yaml":         "stage overcommit",
 	"mig.yaml":                "stage mig: the profile that it names is an H200's",
@@ -46,7 +47,7 @@ var examples = map[string]string{
 // limitOf is what a pod of an example must see, in bytes; of the others only the success counts.
 var limitOf = map[string]uint64{
 	"share-a": 30 * gi, "share-b": 80 * gi, "split-half": 40 * gi, "split-third": 24 * gi, "split-fifth": 12 * gi, "split-rest": 2 * gi,
-	"exclusive": 30 * gi, "pair-a": 20 * gi, "pair-b": 20 * gi, "slices": 20 * gi, "over-a": 100 * gi, "over-b": 100 * gi, "burst": 40 * gi, "capped": 10 * gi, "hami": 8000 * mi,
+	"exclusive": 30 * gi, "pair-a": 20 * gi, "pair-b": 20 * gi, "slices": 20 * gi, "over-a": 100 * gi, "over-b": 100 * gi, "burst": 40 * gi, "capped": 10 * gi, "hami": 8000 * mi, "mps-a": 10 * gi, "mps-b": 20 * gi,
 }
 
 // testExamples runs the files that are for this stage, and sees that none is forgotten.

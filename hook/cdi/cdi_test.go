@@ -58,7 +58,7 @@ func realTenant(id string, gpus ...string) Tenant {
 
 func onMPS() Tenant {
 	t := realTenant("0123456789abcdef", "/dev/nvidia0")
-	t.Share.MPS = "/run/kerf/mps/0011223344556677/pipe"
+	t.Share.MPS, t.Share.MPSMemory = "/run/kerf/mps/0011223344556677/pipe", "/run/kerf/mps/0011223344556677/shm"
 	return t
 }
 

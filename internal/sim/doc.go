@@ -15,6 +15,9 @@
 //   - A card in MIG mode is divided by NVML's calls, as a real one is; a profile
 //     says into what it is divided at the start. Capability files under
 //     R/dev/nvidia-caps say who may use an instance, as device nodes do.
+//   - A profile with driver.mps has NVIDIA's MPS: a program of ours in the place of
+//     nvidia-cuda-mps-control (mps/), and kernels of its clients that run at once.
+//   - The engines' log (Runs) has when a kernel ran and at what speed.
 //   - An injection is a fault that a person or a test puts in.
 //
 // Traps

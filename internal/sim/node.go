@@ -258,9 +258,10 @@ func (n *Node) gpuStatus(i int, g *simGpu, owners []int) GPUStatus {
 
 // Run is a kernel on an engine, or the piece of one that was done in one go.
 type Run struct {
-	PID        int // of a process that lives still; 0: it does not
-	Start, End time.Duration
-	Rate       float64 // of the engine's speed
+	PID   int           `json:"pid"`   // of a process that lives still; 0: it does not
+	Start time.Duration `json:"start"` // in engine time, ns
+	End   time.Duration `json:"end"`
+	Rate  float64       `json:"rate"` // of the engine's speed
 }
 
 // Runs is the log of a GPU's engines: the last kernels that have ended, of all its processes. Where two overlap, they ran at once.

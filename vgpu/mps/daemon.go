@@ -35,13 +35,16 @@ type card struct {
 	deaths  int
 	delay   time.Duration // before the next start
 	again   *time.Timer
-	stop    func() // of the watch
-	trouble string // why none runs, or why its limits are not as they should be
-	gone    bool   // the card has no share of this tier any more
+	stop    func()                   // of the watch
+	trouble string                   // why none runs, or why its limits are not as they should be
+	gone    bool                     // the card has no share of this tier any more
+	servers map[arbiter.Process]bool // at the last look
+	served  arbiter.Process          // whose they were
 }
 
 func (c *card) pipe() string { return filepath.Join(c.dir, pipeName) }
 func (c *card) log() string  { return filepath.Join(c.dir, logName) }
+func (c *card) shm() string  { return filepath.Join(c.dir, shmName) }
 
 func (c *card) env(control string) []string {
 	return environment(control, c.s.config.Root, c.pipe(), c.log(), c.gpu)
@@ -116,8 +119,13 @@ func (c *card) launch(control string) (ended chan error, err error) {
 	}
 	defer func() { _ = output.Close() }()
 	cmd := exec.Command(control, "-f")
-	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = c.env(control), output, output, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if memory := c.place().Memory; memory != "" && c.s.config.Enter != nil {
+		words := slices.Concat(c.s.config.Enter, []string{memory}, cmd.Args)
+		cmd = exec.Command(words[0], words[1:]...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
+	}
+	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = c.env(control), output, output, "/"
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w; kerf doctor looks at what it needs", control, err)
 	}
@@ -241,7 +249,7 @@ func (c *card) end() error {
 		process := c.now()
 		c.forget()
 		_, _ = tell(ctx, control, c.env(control), "quit") // what does not go by itself goes by force
-		for range 100 {
+		for range 200 {
 			if process.Gone() {
 				break
 			}

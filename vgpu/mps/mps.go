@@ -13,7 +13,10 @@
 // so there is no moment at which a death would lose it. If the daemon or its server dies, the contexts of all clients are lost, and
 // nothing can keep them: the programs see errors and must be started again. A new daemon is started, later each time.
 //
-// Traps. A server is one user's: NVIDIA's daemon lets clients of another user wait, inside cuInit, until the first user's have ended.
+// Shared memory. Server and clients of NVIDIA's MPS must see one /dev/shm. On a machine they do. For containers, which have each their
+// own, a daemon gets a directory of ours as its /dev/shm (Config.Enter), and so do its clients.
+//
+// Traps. A percentage is of each client: a share of several processes has it several times. A server is one user's: NVIDIA's daemon lets clients of another user wait, inside cuInit, until the first user's have ended.
 // A client that finds no daemon goes on without MPS and without a word; Kerf's shim asks the driver and refuses it then.
 package mps
 
@@ -33,12 +36,14 @@ import (
 
 	"github.com/kerf-gpu/kerf/internal/durable"
 	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 )
 
 // Names in a card's directory.
 const (
 	gpuName  = "gpu"
 	pipeName = "pipe"
+	shmName  = "shm"
 	logName  = "log"
 )
 
@@ -60,12 +65,14 @@ const (
 	Failed  EventKind = "MPS daemon failed"
 	Stopped EventKind = "MPS daemon stopped"
 	Stray   EventKind = "MPS process of nobody ended"
+	Lost    EventKind = "MPS server ended"
 )
 
 // Config is what a Supervisor needs.
 type Config struct {
 	Dir    string      // of the cards' directories; on a tmpfs, as daemons do not outlive a boot
 	Root   string      // the driver root, where the programs are
+	Enter  []string    // a command that, in a new mount namespace, makes its next argument /dev/shm, and becomes the rest; nil: daemons have ours
 	Notify func(Event) // called without a lock held
 	Now    func() time.Time
 }
@@ -148,24 +155,41 @@ func (s *Supervisor) retrySoon(gpu node.UUID) {
 	}
 }
 
-// Ensure has a daemon serve the card with these limits, and answers with its pipe directory. It is convergent. After an error there
+// Ensure has a daemon serve the card with these limits, and answers where it is found. It is convergent. After an error there
 // may be no daemon; the next Ensure or Drop decides what becomes of the card.
-func (s *Supervisor) Ensure(ctx context.Context, gpu node.UUID, limits Limits) (pipe string, err error) {
-	c, err := s.card(gpu)
+func (s *Supervisor) Ensure(ctx context.Context, gpu node.UUID, limits Limits) (Place, error) {
+	c, err := s.locked(gpu)
 	if err != nil {
-		return "", err
+		return Place{}, err
 	}
-	c.op.Lock()
 	defer c.op.Unlock()
 	ran := c.running()
 	if err := c.ensure(ctx, limits); err != nil {
 		c.limits = limits // for the retry
-		return "", fmt.Errorf("MPS on GPU %s: %w", gpu.Short(), err)
+		return Place{}, fmt.Errorf("MPS on GPU %s: %w", gpu.Short(), err)
 	}
 	if !ran {
 		s.config.Notify(Event{GPU: gpu, Kind: Started, Message: fmt.Sprintf("the MPS control daemon (pid %d) serves the card's mps shares", c.now().PID)})
 	}
-	return c.pipe(), nil
+	return c.place(), nil
+}
+
+// locked is a card with its op held. One that was dropped while we waited for it is made anew.
+func (s *Supervisor) locked(gpu node.UUID) (*card, error) {
+	for {
+		c, err := s.card(gpu)
+		if err != nil {
+			return nil, err
+		}
+		c.op.Lock()
+		s.mu.Lock()
+		gone := c.gone
+		s.mu.Unlock()
+		if !gone {
+			return c, nil
+		}
+		c.op.Unlock()
+	}
 }
 
 // card finds a card's directory, or makes one.
@@ -180,6 +204,11 @@ func (s *Supervisor) card(gpu node.UUID) (*card, error) {
 	c := &card{s: s, gpu: gpu, dir: filepath.Join(s.config.Dir, hex.EncodeToString(token[:]))}
 	for dir, mode := range map[string]os.FileMode{s.config.Dir: 0o711, c.dir: 0o755, c.pipe(): 0o755, c.log(): 0o700} {
 		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil { // whatever the umask
+			return nil, fmt.Errorf("make the directory of an MPS daemon: %w", err)
+		}
+	}
+	if s.config.Enter != nil {
+		if err := errors.Join(os.Mkdir(c.shm(), 0o700), os.Chmod(c.shm(), os.ModeSticky|0o777)); err != nil {
 			return nil, fmt.Errorf("make the directory of an MPS daemon: %w", err)
 		}
 	}
@@ -230,6 +259,23 @@ func (s *Supervisor) drop(c *card) error {
 // leave one that shows itself only after the next has looked.
 const sweepEvery = 5 * time.Second
 
+// lostServers are the servers that have ended since the last look, while their daemon goes on. Under Supervisor.mu.
+func (c *card) lostServers(all []found) (events []Event) {
+	servers := make(map[arbiter.Process]bool)
+	for _, p := range all {
+		if p.pipe == c.pipe() && p.parent == c.process.PID && c.process.PID != 0 {
+			servers[p.Process] = true
+		}
+	}
+	for old := range c.servers {
+		if !servers[old] && c.served == c.process {
+			events = append(events, Event{GPU: c.gpu, Kind: Lost, Message: fmt.Sprintf("the MPS server (pid %d) has ended: programs that were its clients have lost their contexts; those that start now get a new server", old.PID)})
+		}
+	}
+	c.servers, c.served = servers, c.process
+	return events
+}
+
 // Run looks for strays until the context ends. The daemons stay, for the next kerfd.
 func (s *Supervisor) Run(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
@@ -267,10 +313,15 @@ func (s *Supervisor) sweep() {
 	}
 	s.mu.Lock()
 	known := make(map[string]bool)
+	var lost []Event
 	for _, c := range s.cards {
 		known[c.pipe()] = true
+		lost = append(lost, c.lostServers(all)...)
 	}
 	s.mu.Unlock()
+	for _, e := range lost {
+		s.config.Notify(e)
+	}
 	strays := slices.DeleteFunc(all, func(p found) bool { return known[p.pipe] })
 	if len(strays) == 0 {
 		return
@@ -298,14 +349,29 @@ func (s *Supervisor) State(gpu node.UUID) (State, bool) {
 	return State{PID: c.process.PID, Since: c.since, Deaths: c.deaths, Trouble: c.trouble}, true
 }
 
-// Pipe is where the clients of a card find its daemon; "" where it has none.
-func (s *Supervisor) Pipe(gpu node.UUID) string {
+// Place is where the clients of a card find its daemon. Paths are the host's.
+type Place struct {
+	Pipe   string `json:"pipe"`             // the pipe directory
+	Memory string `json:"memory,omitempty"` // what must be /dev/shm to them; "": the host's own is
+}
+
+// Place is the card's; zero where it has none.
+func (s *Supervisor) Place(gpu node.UUID) Place {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.cards[gpu]; c != nil && !c.gone {
-		return c.pipe()
+		return c.place()
 	}
-	return ""
+	return Place{}
+}
+
+// place goes by what is there: the daemon may be one that another kerfd started, in its way.
+func (c *card) place() Place {
+	p := Place{Pipe: c.pipe()}
+	if _, err := os.Stat(c.shm()); err == nil {
+		p.Memory = c.shm()
+	}
+	return p
 }
 
 func sorted[T any](cards map[node.UUID]T) []node.UUID {

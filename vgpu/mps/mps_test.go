@@ -40,7 +40,11 @@ func newRig(t *testing.T) *rig {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("gcc", "-O1", "-o", filepath.Join(bin, controlName), "../../internal/sim/mps/control.c").CombinedOutput()
+	sources, err := filepath.Glob("../../internal/sim/mps/*.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("gcc", append([]string{"-O1", "-o", filepath.Join(bin, controlName)}, sources...)...).CombinedOutput()
 	if err != nil {
 		t.Skipf("gcc: %v: %s", err, out)
 	}
@@ -98,7 +102,7 @@ func (r *rig) ask(pipe string, commands ...string) string {
 
 func (r *rig) ensure(s *Supervisor, limits Limits) (pipe string, pid int) {
 	r.t.Helper()
-	pipe, err := s.Ensure(r.t.Context(), card0, limits)
+	place, err := s.Ensure(r.t.Context(), card0, limits)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -106,7 +110,7 @@ func (r *rig) ensure(s *Supervisor, limits Limits) (pipe string, pid int) {
 	if !ok || state.PID == 0 || state.Trouble != "" {
 		r.t.Fatalf("%+v %v", state, ok)
 	}
-	return pipe, state.PID
+	return place.Pipe, state.PID
 }
 
 func (r *rig) end(s *Supervisor) {
@@ -165,6 +169,28 @@ func TestDeathOfTheDaemon(t *testing.T) {
 	r.end(s)
 }
 
+// The server alone may die. Its daemon goes on, with the same limits for the next one.
+func TestDeathOfTheServer(t *testing.T) {
+	r := newRig(t)
+	s := r.kerfd()
+	pipe, pid := r.ensure(s, Limits{Percent: 40})
+	r.ask(pipe, "start_server -uid 0")
+	server := r.ask(pipe, "get_server_list")
+	s.sweep()
+	if r.happened(Lost) {
+		t.Error("it lives")
+	}
+	r.ask(pipe, "shutdown_server "+server)
+	s.sweep()
+	if !r.happened(Lost) || r.happened(Died) {
+		t.Errorf("%+v", r.events)
+	}
+	if _, same := r.ensure(s, Limits{Percent: 40}); same != pid {
+		t.Errorf("another daemon: %d, want %d", same, pid)
+	}
+	r.end(s)
+}
+
 // A kerfd that is killed leaves its daemons, and the next one takes them up, ends them, or mourns them.
 func TestDeathOfKerfd(t *testing.T) {
 	want := map[node.UUID]Limits{card0: {Percent: 50}}
@@ -197,8 +223,8 @@ func TestDeathOfKerfd(t *testing.T) {
 			if there != (tt.want != nil) || there && (state.PID == pid) != tt.same {
 				t.Errorf("state %+v %v, the first one's pid was %d", state, there, pid)
 			}
-			if there && next.Pipe(card0) != pipe {
-				t.Errorf("pipe %s: what tenants have mounted is %s", next.Pipe(card0), pipe)
+			if got := next.Place(card0).Pipe; there && got != pipe {
+				t.Errorf("pipe %s: what tenants have mounted is %s", got, pipe)
 			}
 			r.end(next)
 		})

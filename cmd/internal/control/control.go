@@ -69,7 +69,7 @@ type Granted struct {
 	ShareDir  string      `json:"shareDir"`
 	LibDir    string      `json:"libDir"` // Kerf's libraries
 	Driver    Driver      `json:"driver"`
-	MPS       string      `json:"mps,omitempty"` // the pipe directory of the MPS daemon; "" with another tier
+	MPS       mps.Place   `json:"mps,omitzero"` // zero with another tier
 	Simulated bool        `json:"simulated"`
 }
 

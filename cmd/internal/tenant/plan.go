@@ -82,10 +82,13 @@ func Plan(g control.Granted, host Host) (steps []Step) {
 		Step{Verb: BindRO, Source: g.Driver.NVML, Target: driver + "/libkerfreal-nvidia-ml.so.1"},
 		Step{Verb: BindRO, Source: g.ShareDir, Target: share},
 		Step{Verb: Bind, Source: filepath.Join(g.ShareDir, "usage"), Target: share + "/usage"})
-	if g.MPS != "" { // writable, as NVIDIA's own tools mount it
-		add(Step{Verb: Bind, Source: g.MPS, Target: Root + "/mps"})
-	}
 	add(devices(g)...)
+	if g.MPS.Pipe != "" { // writable, as NVIDIA's own tools mount it
+		add(Step{Verb: Bind, Source: g.MPS.Pipe, Target: Root + "/mps"})
+	}
+	if g.MPS.Memory != "" { // after /dev may have been made anew
+		add(Step{Verb: Bind, Source: g.MPS.Memory, Target: "/dev/shm"})
+	}
 	if !host.InCache {
 		add(Step{Verb: Cache, Source: lib, Target: LoaderCache})
 	}

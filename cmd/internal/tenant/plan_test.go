@@ -30,7 +30,7 @@ func TestPlan(t *testing.T) {
 		},
 	}
 	mps := real
-	mps.MPS = "/run/kerf/mps/0011223344556677/pipe"
+	mps.MPS.Pipe, mps.MPS.Memory = "/run/kerf/mps/0011223344556677/pipe", "/run/kerf/mps/0011223344556677/shm"
 	for name, steps := range map[string][]Step{
 		"mps":       Plan(mps, Host{HasRoot: true, InCache: true}),
 		"simulated": Plan(simulated, Host{HasRoot: true}),

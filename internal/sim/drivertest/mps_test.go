@@ -27,7 +27,7 @@ func TestMPS(t *testing.T) {
 	built := build(t, "gcc", "")
 	run(t, "make", "-s", "-C", repo, built+"/libexec/kerf/spin", built+"/libexec/kerf/train", "B="+built)
 	for name, test := range map[string]func(*testing.T, *mpsNode){
-		"overlap": overlap, "contended": contended, "memory": memoryLimit,
+		"overlap": overlap, "contended": contended, "memory": memoryLimit, "users": users,
 		"death of the server": func(t *testing.T, m *mpsNode) { death(t, m, "server") },
 		"death of the daemon": func(t *testing.T, m *mpsNode) { death(t, m, "daemon") },
 	} {
@@ -188,6 +188,45 @@ func memoryLimit(t *testing.T, m *mpsNode) {
 		if (err == nil) != fits || !fits && !strings.Contains(string(out), "CUDA_ERROR_OUT_OF_MEMORY") {
 			t.Errorf("%s of 2048M: %v: %s", memory, err, out)
 		}
+	}
+}
+
+// One user's programs at a time: another's wait in cuInit until there is room for a server of theirs.
+func users(t *testing.T, m *mpsNode) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be two users")
+	}
+	for _, path := range []string{m.built, m.root, strings.TrimPrefix(m.env[len(m.env)-1], "CUDA_MPS_LOG_DIRECTORY=")} {
+		for dir := path; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	m.startControl()
+	first := m.busy()
+	server := m.ask("get_server_list")
+	second := exec.Command(filepath.Join(m.built, "libexec/kerf/spin"), "--seconds", "0.1")
+	second.Env, second.SysProcAttr = m.env, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	ended := make(chan error, 1)
+	go func() { ended <- second.Run() }()
+	select {
+	case err := <-ended:
+		t.Fatalf("beside another user's program: %v", err)
+	case <-time.After(500 * time.Millisecond): // five times what it takes where it may
+	}
+	_ = first.Process.Kill()
+	_ = first.Wait()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("after the other user's program: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it waits for nobody")
+	}
+	if now := m.ask("get_server_list"); now == server {
+		t.Errorf("the server of the first user, pid %s, serves the second", now)
 	}
 }
 

@@ -5,19 +5,20 @@
  *   nvidia-cuda-mps-control       sends the commands on its input to the daemon, and prints the answers
  *
  * The environment decides as with NVIDIA's: CUDA_MPS_PIPE_DIRECTORY and CUDA_MPS_LOG_DIRECTORY, and of CUDA_VISIBLE_DEVICES the
- * first GPU is the one that is served. It knows the commands below and no others.
+ * first GPU is the one that is served. It knows the commands in command.c and no others.
  *
  * A server is a child that does nothing: its part, that kernels run at once, is played by the simulated driver in each client.
  * Clients get the end of a pipe that hangs up when it dies. There is one server at a time, of one user: clients of another wait
  * until it has no client, and then it makes room. A limit that is set for a server counts for those who come afterwards.
  */
 #define _GNU_SOURCE
+#include "control.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,16 +31,14 @@
 #include <unistd.h>
 
 #define MAX_CLIENTS 512
-#define LINE 4096
 
-struct limits { unsigned percent; unsigned long long bytes; };
-
-static struct limits defaults = { 100, 0 }, limits; /* of servers to come; of the one that there is */
-static struct { pid_t pid; uid_t uid; int lifeline; } server = { 0, 0, -1 };
-static struct client { int fd; struct ucred who; bool asks, served; } client[MAX_CLIENTS];
-static int clients, listener = -1, note_fd = 2;
+struct limits defaults = { 100, 0 }, limits;
+struct server server = { 0, 0, -1 };
+struct client client[MAX_CLIENTS];
+int clients;
+bool over;
+static int listener = -1, note_fd = 2;
 static char gpu[64] = "all";
-static bool over;
 
 static const char *dir_of(const char *name, const char *otherwise)
 {
@@ -49,8 +48,7 @@ static const char *dir_of(const char *name, const char *otherwise)
 
 static const char *pipe_dir(void) { return dir_of("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"); }
 
-__attribute__((format(printf, 1, 2)))
-static void note(const char *form, ...)
+void note(const char *form, ...)
 {
 	va_list args;
 	char text[512], line[640];
@@ -77,7 +75,7 @@ static int served(void)
 	return n;
 }
 
-static bool start_server(uid_t uid)
+bool start_server(uid_t uid)
 {
 	int ends[2];
 	pid_t self = getpid();
@@ -122,7 +120,7 @@ static void server_ended(void)
 		client[i].served = false; /* their work is lost; they hear it by the lifeline */
 }
 
-static void stop_server(void)
+void stop_server(void)
 {
 	if (server.pid) {
 		kill(server.pid, SIGKILL);
@@ -165,97 +163,6 @@ static void serve_clients(void)
 		if (server.uid == client[i].who.uid)
 			welcome(&client[i]);
 	}
-}
-
-/* --- commands ---------------------------------------------------------------------------------------- */
-
-/* 2048M, 2G or bytes. */
-static bool bytes_of(const char *text, unsigned long long *out)
-{
-	char *end;
-	*out = strtoull(text, &end, 10);
-	if (*end == 'G' || *end == 'g')
-		*out <<= 30, end++;
-	else if (*end == 'M' || *end == 'm')
-		*out <<= 20, end++;
-	return end != text && !*end;
-}
-
-static const char bad[] = "simulated: not understood\n";
-
-static void on_percent(struct limits *l, const char *value, char *out)
-{
-	unsigned n = (unsigned)strtoul(value, NULL, 10);
-	if (n < 1 || n > 100)
-		strcpy(out, "simulated: the percentage must be 1 to 100\n");
-	else
-		snprintf(out, LINE, "%u.0\n", l->percent = n);
-}
-
-static void on_memory(struct limits *l, const char *device, const char *value, char *out)
-{
-	unsigned long long n;
-	if (strcmp(device, "0") != 0 || !bytes_of(value, &n))
-		strcpy(out, "simulated: the device must be 0, and the limit as 2048M\n");
-	else
-		l->bytes = n, out[0] = 0;
-}
-
-static void list_clients(char *out)
-{
-	int at = 0;
-	for (int i = 0; i < clients && at < LINE - 16; i++)
-		if (client[i].served)
-			at += snprintf(out + at, (size_t)(LINE - at), "%d\n", client[i].who.pid);
-}
-
-/* The answer to a command about the server that it names. */
-static void on_server(int n, char w[][64], char *out)
-{
-	if (n < 2 || !server.pid || atoi(w[1]) != server.pid)
-		strcpy(out, "simulated: there is no such server\n");
-	else if (!strcmp(w[0], "get_client_list"))
-		list_clients(out);
-	else if (!strcmp(w[0], "get_active_thread_percentage"))
-		snprintf(out, LINE, "%u.0\n", limits.percent);
-	else if (!strcmp(w[0], "get_device_pinned_mem_limit"))
-		snprintf(out, LINE, "%lluM\n", limits.bytes >> 20);
-	else if (!strcmp(w[0], "set_active_thread_percentage") && n == 3)
-		on_percent(&limits, w[2], out);
-	else if (!strcmp(w[0], "set_device_pinned_mem_limit") && n == 4)
-		on_memory(&limits, w[2], w[3], out);
-	else if (!strcmp(w[0], "shutdown_server"))
-		stop_server(), out[0] = 0;
-	else
-		strcpy(out, bad);
-}
-
-static void command(char *line, char *out)
-{
-	char w[4][64];
-	int n = sscanf(line, "%63s %63s %63s %63s", w[0], w[1], w[2], w[3]);
-	out[0] = 0;
-	if (n < 1)
-		return;
-	if (!strcmp(w[0], "quit"))
-		over = true;
-	else if (!strcmp(w[0], "get_server_list") && server.pid)
-		snprintf(out, LINE, "%d\n", server.pid);
-	else if (!strcmp(w[0], "get_server_list"))
-		;
-	else if (!strcmp(w[0], "start_server") && n == 3 && !strcmp(w[1], "-uid"))
-		start_server((uid_t)atoi(w[2]));
-	else if (!strcmp(w[0], "get_default_active_thread_percentage"))
-		snprintf(out, LINE, "%u.0\n", defaults.percent);
-	else if (!strcmp(w[0], "set_default_active_thread_percentage") && n == 2)
-		on_percent(&defaults, w[1], out);
-	else if (!strcmp(w[0], "get_default_device_pinned_mem_limit"))
-		snprintf(out, LINE, "%lluM\n", defaults.bytes >> 20);
-	else if (!strcmp(w[0], "set_default_device_pinned_mem_limit") && n == 3)
-		on_memory(&defaults, w[1], w[2], out);
-	else
-		on_server(n, w, out);
-	note("%s", line);
 }
 
 /* --- the daemon -------------------------------------------------------------------------------------- */
