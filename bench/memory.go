@@ -129,7 +129,8 @@ func (b *bed) fill(ctx context.Context, slice rig.Slice) (filling, error) {
 
 // most is what was in use on the first GPU, at most, by its own books.
 func most(n *sim.Node, ended <-chan struct{}) (peak node.Bytes) {
-	tick := time.NewTicker(time.Millisecond)
+	const often = 200 * time.Microsecond // what is over the limit may be so for less than a millisecond
+	tick := time.NewTicker(often)
 	defer tick.Stop()
 	for {
 		peak = max(peak, n.Status().GPUs[0].Used)

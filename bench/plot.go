@@ -200,7 +200,7 @@ func (c *canvas) box(class string, spread []float64, dy float64) {
 // target draws where a promise ends.
 func (c *canvas) target(value float64) {
 	x := c.axis.x(value)
-	fmt.Fprintf(c, `<path class="target" d="M%.1f %.1f v20 M%.1f %.1f l4 -6 h-8 z"/>`, x, c.y-8, x, c.y-6)
+	fmt.Fprintf(c, `<path class="target" d="M%.1f %.1f v20 M%.1f %.1f l4 -6 h-8 z"/>`, x, c.y-6, x, c.y-2)
 }
 
 // legend says what the shapes are, in the head.

@@ -100,8 +100,12 @@ func pageRowOf(one Result) pageRow {
 		row.Native, row.NativeP99 = quantity(one.Baseline, one.Unit), quantity(one.BaselineP99, one.Unit)
 	}
 	row.Bounded = quantity(one.Bounded(), one.Unit)
-	if one.Target == nil && one.TargetP99 != nil {
-		row.Bounded = "p99 " + quantity(one.BoundedP99(), one.Unit)
+	switch p99 := "p99 " + quantity(one.BoundedP99(), one.Unit); {
+	case one.TargetP99 == nil:
+	case one.Target == nil:
+		row.Bounded = p99
+	default:
+		row.Bounded += ", " + p99
 	}
 	return row
 }
