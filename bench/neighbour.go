@@ -169,7 +169,7 @@ func (b *bed) pester(ctx context.Context, p pest, begun chan<- struct{}) error {
 		select {
 		case <-ended:
 		case <-ctx.Done():
-			t.Kill()
+			t.End() // not killed: kerf run gives its slice back before it ends, and the next one needs it
 			<-ended
 		}
 	}

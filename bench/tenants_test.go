@@ -72,6 +72,7 @@ func TestTenants(t *testing.T) {
 		"forkbomb": {"--processes", "12", "--parallel", "3"},
 		"look":     {"--seconds", "0.3"},
 		"spin":     {"--seconds", "0.3", "--graph", "4"},
+		"routes":   {"--settle", "0.1"},
 	}
 	ways := map[string]func(ctx context.Context, program string, args ...string) *exec.Cmd{
 		"native": on.Native,
@@ -218,6 +219,7 @@ func TestScenariosQuick(t *testing.T) {
 	exact := map[string]bool{"KF-411": true, "KF-704": true} // data
 	for i := range 10 {
 		exact[fmt.Sprintf("KF-%d", 400+i)] = true // where each class is refused
+		exact[fmt.Sprintf("KF-%d", 420+i)] = true // and by each way
 	}
 	for _, name := range []string{"memory", "neighbour", "priority", "crash", "switch"} {
 		t.Run(name, func(t *testing.T) {
