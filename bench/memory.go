@@ -145,14 +145,14 @@ func (b *bed) fill(ctx context.Context, program string, slice rig.Slice) (fillin
 	if slice.Memory != "" && program == "hog" {
 		args = []string{"--limit", slice.Memory}
 	}
-	hog, err := b.launch(ctx, guest{slice, program, args})
+	tenant, err := b.launch(ctx, guest{slice, program, args})
 	if err != nil {
 		return filling{}, err
 	}
 	ended, peak := make(chan struct{}), make(chan node.Bytes, 1)
 	go func() { peak <- most(b.node, ended) }()
 	got := filling{left: map[string][]float64{}}
-	for event, more := hog.Next(); more; event, more = hog.Next() {
+	for event, more := tenant.Next(); more; event, more = tenant.Next() {
 		if event.Event == "class" {
 			got.left[event.Class] = append(got.left[event.Class], float64(event.Left))
 			got.wrong += float64(event.Wrong)
@@ -160,7 +160,7 @@ func (b *bed) fill(ctx context.Context, program string, slice rig.Slice) (fillin
 	}
 	close(ended)
 	got.peak = <-peak
-	return got, hog.Wait()
+	return got, tenant.Wait()
 }
 
 // most is what was in use on the first GPU, at most, by its own books.
