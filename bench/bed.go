@@ -2,7 +2,9 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os/exec"
 	"time"
 
 	"github.com/kerf-gpu/kerf/bench/rig"
@@ -62,10 +64,14 @@ func (c company) pids() (pids []int) {
 // end stops all and waits for them.
 func (c company) end() {
 	for _, v := range c {
-		v.Stop()
+		if v.Tenant != nil {
+			v.Stop()
+		}
 	}
 	for _, v := range c {
-		v.End()
+		if v.Tenant != nil {
+			v.End()
+		}
 	}
 }
 
@@ -93,14 +99,37 @@ func (b *bed) start(ctx context.Context, guests ...guest) (here company, err err
 		}
 		here = append(here, visitor{Tenant: t})
 	}
-	for i := range here {
-		ready, err := here[i].Await("holding")
+	for i, g := range guests {
+		var ready rig.Event
+		here[i].Tenant, ready, err = b.begin(ctx, g, here[i].Tenant, "holding")
 		if err != nil {
 			return here, err
 		}
 		here[i].pid = ready.Pid
 	}
 	return here, nil
+}
+
+// begin waits for the tenant's first event of that kind. A slice is free only when kerfd has seen that the processes in it have
+// ended, which may be after `kerf run` has: a refusal so soon is not the last word.
+func (b *bed) begin(ctx context.Context, g guest, t *rig.Tenant, kind string) (*rig.Tenant, rig.Event, error) {
+	const soon = 5 * time.Second
+	for began := time.Now(); ; {
+		event, err := t.Await(kind)
+		if err == nil || !refused(err) || time.Since(began) > soon || ctx.Err() != nil {
+			return t, event, err
+		}
+		if t, err = b.launch(ctx, g); err != nil {
+			return nil, event, err
+		}
+	}
+}
+
+// refused tells whether `kerf run` got no slice.
+func refused(err error) bool {
+	const noSlice = 125
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	return ok && exit.ExitCode() == noSlice
 }
 
 // reading is the engine's log at a moment: ms of work by tenant, in the order of the pids.

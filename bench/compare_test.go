@@ -204,5 +204,8 @@ func FuzzRead(f *testing.F) {
 		if err := all.WriteTable(&bytes.Buffer{}); err != nil {
 			t.Error(err)
 		}
+		if err := WriteHTML(&bytes.Buffer{}, []File{{"a", report}}); err != nil {
+			t.Error(err)
+		}
 	})
 }

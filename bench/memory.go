@@ -1,8 +1,10 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kerf-gpu/kerf/bench/rig"
@@ -25,6 +27,17 @@ var memoryClasses = []struct {
 	{"vmm", granule}, {"array", granule}, {"array3d", granule}, {"mipmap", granule}, {"graph", pooled},
 }
 
+// memoryRoutes are the ways in which the tenant routes finds cuMemAlloc.
+var memoryRoutes = []struct{ name, way string }{
+	{"linked", "linked"}, {"dlsym", "dlsym(RTLD_DEFAULT)"}, {"next", "dlsym(RTLD_NEXT)"}, {"dlopen", "dlopen, dlsym"},
+	{"resolved", "cuGetProcAddress"}, {"resolved-by-found", "cuGetProcAddress of dlsym, per-thread streams"},
+}
+
+func routeRow(i int) Row {
+	return Row{fmt.Sprintf("KF-%d", 420+i), "cuMemAlloc by " + memoryRoutes[i].way + ": bytes left when the next were refused", "B", Absolute,
+		bound(float64(granule)), bound(float64(granule))}
+}
+
 var (
 	overLimitRow = Row{"KF-410", "bytes that the card's books had over the slice's limit, at most", "B", Absolute, bound(0), bound(0)}
 	wrongDataRow = Row{"KF-411", "pieces that were not as written when the slice was full", "pieces", Absolute, bound(0), bound(0)}
@@ -41,20 +54,23 @@ func memoryRows() (rows []Row) {
 	for i := range memoryClasses {
 		rows = append(rows, leftRow(i))
 	}
+	for i := range memoryRoutes {
+		rows = append(rows, routeRow(i))
+	}
 	return append(rows, overLimitRow, wrongDataRow, refusalRow)
 }
 
 // memoryLimits are the slices that are filled.
 var memoryLimits = []string{"1Gi", "2Gi", "4Gi", "7Gi"}
 
-// filling is what hog saw, by class, and what the card's own books had meanwhile.
+// filling is what the program saw, by class, and what the card's own books had meanwhile.
 type filling struct {
 	left  map[string][]float64
 	wrong float64
 	peak  node.Bytes
 }
 
-// runMemory fills slices by every class of allocation until each is refused, and compares with the whole card filled natively.
+// runMemory fills slices by every class of allocation, and by every way to cuMemAlloc, until each is refused; and the whole card.
 func runMemory(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) {
 	bed, err := openBed(on, "memory")
 	if err != nil {
@@ -65,34 +81,38 @@ func runMemory(ctx context.Context, on *rig.Rig, options Options) ([]Result, str
 	if options.Quick {
 		limits = limits[:1]
 	}
-	options.progress("memory: the whole card, natively")
-	native, err := bed.fill(ctx, rig.Slice{})
-	if err != nil {
-		return nil, "", err
-	}
-	var sliced []filling
-	var over, wrong []float64
-	for _, limit := range limits {
-		options.progress("memory: a slice of %s", limit)
-		got, err := bed.fill(ctx, rig.Slice{Memory: limit, GPU: "0"})
-		if err != nil {
-			return nil, "", err
-		}
-		most, err := node.ParseBytes(limit)
-		if err != nil {
-			return nil, "", err
-		}
-		sliced, wrong = append(sliced, got), append(wrong, got.wrong)
-		over = append(over, max(0, float64(got.peak)-float64(most)))
-	}
 	var all []taken
-	for i, class := range memoryClasses {
-		one := taken{leftRow(i), nil, native.left[class.name]}
-		for _, got := range sliced {
-			one.got = append(one.got, got.left[class.name]...)
+	var over, wrong []float64
+	for _, program := range []struct {
+		name string
+		rows map[string]Row
+	}{{"hog", classRows()}, {"routes", routeRows()}} {
+		options.progress("memory: %s on the whole card, natively", program.name)
+		native, err := bed.fill(ctx, program.name, rig.Slice{})
+		if err != nil {
+			return nil, "", err
 		}
-		all = append(all, one)
+		left := map[string][]float64{}
+		for _, limit := range limits {
+			options.progress("memory: %s in a slice of %s", program.name, limit)
+			got, err := bed.fill(ctx, program.name, rig.Slice{Memory: limit, GPU: "0"})
+			if err != nil {
+				return nil, "", err
+			}
+			most, err := node.ParseBytes(limit)
+			if err != nil {
+				return nil, "", err
+			}
+			over, wrong = append(over, max(0, float64(got.peak)-float64(most))), append(wrong, got.wrong)
+			for name, bytes := range got.left {
+				left[name] = append(left[name], bytes...)
+			}
+		}
+		for name, row := range program.rows {
+			all = append(all, taken{row, left[name], native.left[name]})
+		}
 	}
+	slices.SortFunc(all, func(a, b taken) int { return cmp.Compare(a.row.ID, b.row.ID) })
 	all = append(all, taken{overLimitRow, over, nil}, taken{wrongDataRow, wrong, nil})
 	options.progress("memory: time to refuse")
 	refused, err := refusals(ctx, on, options)
@@ -103,20 +123,36 @@ func runMemory(ctx context.Context, on *rig.Rig, options Options) ([]Result, str
 	return append(results, refused), bed.card(), err
 }
 
-// fill runs hog in the slice, or on the whole card where that has no memory, and reads the card's own books meanwhile.
-func (b *bed) fill(ctx context.Context, slice rig.Slice) (filling, error) {
+func classRows() map[string]Row {
+	rows := map[string]Row{}
+	for i, class := range memoryClasses {
+		rows[class.name] = leftRow(i)
+	}
+	return rows
+}
+
+func routeRows() map[string]Row {
+	rows := map[string]Row{}
+	for i, route := range memoryRoutes {
+		rows[route.name] = routeRow(i)
+	}
+	return rows
+}
+
+// fill runs a program that fills the slice, or the whole card where that has no memory, and reads the card's own books meanwhile.
+func (b *bed) fill(ctx context.Context, program string, slice rig.Slice) (filling, error) {
 	var args []string
-	if slice.Memory != "" {
+	if slice.Memory != "" && program == "hog" {
 		args = []string{"--limit", slice.Memory}
 	}
-	hog, err := b.launch(ctx, guest{slice, "hog", args})
+	tenant, err := b.launch(ctx, guest{slice, program, args})
 	if err != nil {
 		return filling{}, err
 	}
 	ended, peak := make(chan struct{}), make(chan node.Bytes, 1)
 	go func() { peak <- most(b.node, ended) }()
 	got := filling{left: map[string][]float64{}}
-	for event, more := hog.Next(); more; event, more = hog.Next() {
+	for event, more := tenant.Next(); more; event, more = tenant.Next() {
 		if event.Event == "class" {
 			got.left[event.Class] = append(got.left[event.Class], float64(event.Left))
 			got.wrong += float64(event.Wrong)
@@ -124,12 +160,13 @@ func (b *bed) fill(ctx context.Context, slice rig.Slice) (filling, error) {
 	}
 	close(ended)
 	got.peak = <-peak
-	return got, hog.Wait()
+	return got, tenant.Wait()
 }
 
 // most is what was in use on the first GPU, at most, by its own books.
 func most(n *sim.Node, ended <-chan struct{}) (peak node.Bytes) {
-	tick := time.NewTicker(time.Millisecond)
+	const often = 200 * time.Microsecond // what is over the limit may be so for less than a millisecond
+	tick := time.NewTicker(often)
 	defer tick.Stop()
 	for {
 		peak = max(peak, n.Status().GPUs[0].Used)

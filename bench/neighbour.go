@@ -12,13 +12,14 @@ import (
 type pest struct {
 	name    string
 	program string
+	begins  string // the event that says that it has the GPU
 	args    []string
 }
 
 var pests = []pest{
-	{"a launch flood", "spin", []string{"--kernel", "1", "--ahead", "256", "--seconds", "0"}},
-	{"a memory hog", "hog", []string{"--settle", "0"}},
-	{"churn of allocations", "crasher", []string{"--how", "kill", "--memory", "1Gi", "--after", "2"}},
+	{"a launch flood", "spin", "holding", []string{"--kernel", "1", "--ahead", "256", "--seconds", "0"}},
+	{"a memory hog", "hog", "class", []string{"--settle", "0"}},
+	{"churn of allocations", "crasher", "holding", []string{"--how", "kill", "--memory", "1Gi", "--after", "2"}},
 }
 
 // half is what the victim has, and what the pest has beside it.
@@ -153,13 +154,13 @@ func (b *bed) beside(ctx context.Context, p pest, do func() error) error {
 func (b *bed) pester(ctx context.Context, p pest, begun chan<- struct{}) error {
 	for first := true; ctx.Err() == nil; first = false {
 		// Of its own: the end of ctx is no reason to leave a tenant half started.
-		t, err := b.launch(context.WithoutCancel(ctx), guest{half, p.program, p.args})
+		whole, g := context.WithoutCancel(ctx), guest{half, p.program, p.args}
+		t, err := b.launch(whole, g)
 		if err != nil {
 			return err
 		}
-		_, there := t.Next() // a line: it has the GPU
-		if !there {
-			return fmt.Errorf("the neighbour ended before it began: %w", t.Wait())
+		if t, _, err = b.begin(whole, g, t, p.begins); err != nil {
+			return fmt.Errorf("the neighbour did not begin: %w", err)
 		}
 		if first {
 			close(begun)
@@ -169,7 +170,7 @@ func (b *bed) pester(ctx context.Context, p pest, begun chan<- struct{}) error {
 		select {
 		case <-ended:
 		case <-ctx.Done():
-			t.Kill()
+			t.End() // not killed: kerf run gives its slice back before it ends, and the next one needs it
 			<-ended
 		}
 	}

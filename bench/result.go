@@ -17,7 +17,7 @@ type Report struct {
 	Results []Result `json:"results"`
 }
 
-// Env says where the numbers come from. Two reports are comparable when all but Date agree.
+// Env says where the numbers come from. Compare refuses those of another card or kind; what else differs it notes.
 type Env struct {
 	Date      string `json:"date"`    // RFC 3339, UTC
 	Machine   string `json:"machine"` // architecture, CPUs, memory

@@ -68,9 +68,13 @@ func (b *bed) change(ctx context.Context, slice rig.Slice) (wait, start float64,
 	}
 	_ = before[0].Wait() // killed: how it ended is no news
 	for began := time.Now(); ; began = time.Now() {
-		next, err := b.start(ctx, model)
+		next, err := b.launch(ctx, model)
+		if err != nil {
+			return 0, 0, err
+		}
+		_, err = next.Await("holding")
 		took := time.Since(began)
-		next.end()
+		next.End()
 		switch {
 		case err == nil:
 			return float64(began.Sub(killed)), float64(took), nil

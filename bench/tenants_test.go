@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,6 +72,7 @@ func TestTenants(t *testing.T) {
 		"forkbomb": {"--processes", "12", "--parallel", "3"},
 		"look":     {"--seconds", "0.3"},
 		"spin":     {"--seconds", "0.3", "--graph", "4"},
+		"routes":   {"--settle", "0.1"},
 	}
 	ways := map[string]func(ctx context.Context, program string, args ...string) *exec.Cmd{
 		"native": on.Native,
@@ -207,6 +209,65 @@ func TestOverheadQuick(t *testing.T) {
 		t.Error("the report is no JSON")
 	}
 	t.Log(text.String())
+}
+
+// Each scenario on a simulated node, short: every row that it lists is measured, and what does not depend on time holds.
+func TestScenariosQuick(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
+	exact := map[string]bool{"KF-411": true, "KF-704": true} // data
+	for i := range 10 {
+		exact[fmt.Sprintf("KF-%d", 400+i)] = true // where each class is refused
+		exact[fmt.Sprintf("KF-%d", 420+i)] = true // and by each way
+	}
+	for _, name := range []string{"memory", "neighbour", "priority", "crash", "switch"} {
+		t.Run(name, func(t *testing.T) {
+			report, err := bench.Run(t.Context(), []string{name}, bench.Options{Bin: binaries(t), Profile: rig.DefaultProfile, Quick: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			scenario, err := bench.Find(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			measured := map[string]bool{}
+			for _, one := range report.Results {
+				measured[one.ID] = true
+				if one.N == 0 || !one.Simulated || exact[one.ID] && !one.OK {
+					t.Errorf("%s %s: %v, n %d, simulated %t, ok %t", one.ID, one.Name, one.Value, one.N, one.Simulated, one.OK)
+				}
+			}
+			for _, row := range scenario.Rows {
+				if !measured[row.ID] {
+					t.Errorf("%s %s: not measured", row.ID, row.Name)
+				}
+			}
+			var text strings.Builder
+			if err := report.WriteJSON(&text); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := bench.Read(strings.NewReader(text.String())); err != nil {
+				t.Errorf("what was written cannot be read: %v", err)
+			}
+		})
+	}
+}
+
+// A kerfd that was killed is followed by another, on the same node.
+func TestRigRevives(t *testing.T) {
+	on := simulated(t)
+	before := on.Pid()
+	on.KillKerfd()
+	if err := on.Revive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if on.Pid() == before {
+		t.Error("no new kerfd")
+	}
+	if _, err := on.Top(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestGPUCheckWithoutGPU(t *testing.T) {

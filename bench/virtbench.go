@@ -36,7 +36,7 @@ var VirtBench = []VirtMetric{
 	{"OH-009", "NVML polling CPU", "%", "neighbour", "KF-530", "all that kerfd does, beside two launch floods"},
 	{"OH-010", "total throughput degradation", "%", "shares", "KF-160", "the engine's work, one alone in a slice against native"},
 
-	{"IS-001", "memory limit accuracy", "%", "memory", "KF-400", "in bytes, by class: KF-400 to KF-409; over the limit: KF-410"},
+	{"IS-001", "memory limit accuracy", "%", "memory", "KF-400", "in bytes, by class: KF-400 to KF-409; by the way to the call: KF-420 to KF-425; over the limit: KF-410"},
 	{"IS-002", "memory limit enforcement time", "µs", "memory", "IS-002", "time until cuMemAlloc says no"},
 	{"IS-003", "SM utilisation accuracy", "%", "shares", "KF-124", "share of the engine's time, 70 to 30; the other cases beside it"},
 	{"IS-004", "SM limit response time", "ms", "priority", "KF-610", "from kerf set until the GPU is divided anew"},

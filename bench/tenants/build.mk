@@ -1,6 +1,6 @@
 # The tenant programs: $(B)/libexec/kerf/*. They link against a stub that is made here of the names they use,
 # so that no driver library, real or simulated, is needed to build them.
-TENANTS     := train serve spin notebook hog forkbomb crasher look
+TENANTS     := train serve spin notebook hog forkbomb crasher look routes
 TENANT_OUT  := $(B)/libexec/kerf
 TENANT_OBJ  := $(B)/obj/tenants
 TENANT_LIB  := $(TENANT_OBJ)/tenant.o $(TENANT_OBJ)/options.o

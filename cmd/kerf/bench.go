@@ -24,7 +24,7 @@ func benchCommand() *cobra.Command {
 			"simulated one that costs nothing, and measures native and sliced programs in alternation.\n" +
 			"Those for Kubernetes visit a cluster that is there and has Kerf, and remove what they make.",
 	}
-	cmd.AddCommand(benchListCommand(), benchRunCommand(), benchCompareCommand())
+	cmd.AddCommand(benchListCommand(), benchRunCommand(), benchCompareCommand(), benchReportCommand())
 	return cmd
 }
 

@@ -120,6 +120,10 @@ func TestBenchMisuse(t *testing.T) {
 		"one file":        {[]string{"compare", a}, "compare wants two files or more"},
 		"no such file":    {[]string{"compare", a, "/nowhere.json"}, "/nowhere.json: cannot be read (no such file or directory); name a file"},
 		"newer":           {[]string{"compare", a, newer}, "schema 'kerf.bench/v9': this kerf reads kerf.bench/v1"},
+		"no output":       {[]string{"report", a}, "report wants --output FILE"},
+		"empty output":    {[]string{"report", a, "--output", ""}, "report wants --output FILE"},
+		"no report":       {[]string{"report", "--output", "page.html"}, "no file named; name files"},
+		"over a report":   {[]string{"report", a, "--output", a}, "is one of the reports"},
 		"tolerance":       {[]string{"compare", a, a, "--tolerance", "-5"}, "tolerance -5 %: less than nothing; use 0 or more"},
 		"tolerance, word": {[]string{"compare", a, a, "--tolerance", "some"}, "some"},
 	} {
@@ -138,9 +142,26 @@ func TestBenchCompletion(t *testing.T) {
 	if err != nil || !strings.Contains(out, "overhead\n") || !strings.Contains(out, "switch\n") {
 		t.Errorf("run: %v: %s", err, out)
 	}
-	for _, verb := range []string{"compare"} {
+	for _, verb := range []string{"compare", "report"} {
 		if out, _, err := ran("__complete", "bench", verb, ""); err != nil || !strings.HasPrefix(out, "json\n") {
 			t.Errorf("%s: %v: %s", verb, err, out)
 		}
+	}
+}
+
+func TestBenchReport(t *testing.T) {
+	a, page := keptResult(t, nil), filepath.Join(t.TempDir(), "page.html")
+	for _, args := range [][]string{{}, {"--json"}} {
+		out, code, err := ran(append([]string{"bench", "report", a, "--output", page}, args...)...)
+		if err != nil || code != 0 || !strings.Contains(out, page) || !strings.Contains(out, "simulated") {
+			t.Errorf("%v: exit %d (%v): %s", args, code, err, out)
+		}
+	}
+	text, err := os.ReadFile(page)
+	if err != nil || !bytes.Contains(text, []byte("SIMULATED GPU")) {
+		t.Errorf("%v: %s", err, text)
+	}
+	if _, code, err := ran("bench", "report", a, "--output", "/nowhere/page.html"); code != exitFailure || strings.Contains(err.Error(), "\n") {
+		t.Errorf("exit %d (%v), want %d and one line", code, err, exitFailure)
 	}
 }

@@ -76,7 +76,7 @@ func rootCommand() *cobra.Command {
 		Short: "Slices of GPUs: run programs in them, and see who holds what",
 		Long: "Slices of GPUs: run programs in them, and see who holds what.\n\n" +
 			"Exit codes: 0 done, 1 failed, 64 wrong command line; kerf run: the program's own, 128+N for a signal,\n" +
-			"125 no slice, 126 not executable, 127 not found; kerf bench --check: 3 a target was missed;\n" +
+			"125 no slice, 126 not executable, 127 not found; kerf bench --check: 3 a target was missed, or a row got worse;\n" +
 			"kerf doctor: 0 well, 1 warnings, 2 critical, 3 unknown.",
 		SilenceErrors:      true,
 		SilenceUsage:       true,
