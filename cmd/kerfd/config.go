@@ -99,7 +99,7 @@ func (c Config) complete() (Config, error) {
 	c.LibDir = cmp.Or(c.LibDir, defaultLibDir())
 	c.SocketMode = cmp.Or(c.SocketMode, "0666")
 	c.LogLevel = cmp.Or(c.LogLevel, "info")
-	lease := false
+	lease := true
 	c.Leases = cmp.Or(c.Leases, &lease)
 	c.Drain = cmp.Or(c.Drain, 2*time.Second)
 	if c.StateDir == "" {
