@@ -41,6 +41,7 @@ type guest struct {
 	frozen  bool // answers nothing
 	open    bool
 	marked  bool
+	last    int           // whose kernel ran last
 	pid     int           // whose kernel runs, 0: none does
 	start   time.Duration // of the kernel
 	end     time.Duration
@@ -169,7 +170,7 @@ func (m *machine) kill(g *guest, pid int) {
 	g.pids = slices.DeleteFunc(g.pids, func(p int) bool { return p == pid })
 	if g.pid == pid {
 		m.record(g, m.now)
-		g.pid = 0
+		g.pid, g.tail = 0, 0
 	}
 	m.step(ProcessEnded{g.ID, pid})
 	m.launch(g)
@@ -213,10 +214,12 @@ func (m *machine) launch(g *guest) {
 		return
 	}
 	m.exclusive(g)
+	pid := g.last // whose work was queued when the gate shut
 	if g.open {
+		pid = g.pids[g.next%len(g.pids)]
 		g.next++
 	}
-	pid := g.pids[g.next%len(g.pids)] // what was queued is of one process
+	g.last = pid
 	length := g.kernel(m.rng)
 	g.tail -= length
 	g.pid, g.start, g.end = pid, m.now, m.now+length
@@ -244,7 +247,7 @@ func (m *machine) stall(g *guest) time.Duration {
 // exclusive checks what leases are for.
 func (m *machine) exclusive(g *guest) {
 	for _, o := range m.guests {
-		if o != g && o.pid != 0 && !o.marked && setOf(o.GPUs).overlaps(setOf(g.GPUs)) {
+		if o != g && o.pid != 0 && !o.marked && !g.marked && setOf(o.GPUs).overlaps(setOf(g.GPUs)) {
 			m.t.Fatalf("at %s: %s launches while a kernel of %s runs", m.now, g.ID, o.ID)
 		}
 	}
