@@ -54,6 +54,8 @@ func TestValuesRefused(t *testing.T) {
 		{"simulate=H200 x 8", "simulate"},
 		{"cdiDir=run/cdi", "cdiDir"},
 		{"logLevel=verbose", "logLevel"},
+		{"leases=maybe", "leases"},
+		{"drainTimeout=2", "drainTimeout"},
 		{"cards[0].mode=shared", "mode"},
 		{"cards[0].mode=overcommit", "overcommitPercent"},
 		{"cards[0].mode=overcommit,cards[0].overcommitPercent=100", "overcommitPercent"},

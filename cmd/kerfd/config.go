@@ -32,7 +32,7 @@ type Config struct {
 	LibDir     string           `yaml:"libDir"`       // Kerf's libraries; default: ../lib/kerf beside the program
 	SocketMode string           `yaml:"socketMode"`   // who may ask for slices on this machine, as file mode of the socket
 	Strict     bool             `yaml:"strict"`       // refuse driver calls that may allocate and are not known
-	Leases     *bool            `yaml:"leases"`       // share GPU time by cores and class; on where a card is over-committed
+	Leases     *bool            `yaml:"leases"`       // share GPU time by cores and class; the default
 	HoldGates  bool             `yaml:"holdGates"`    // while kerfd is away, who was not to run does not; else everybody does
 	Drain      time.Duration    `yaml:"drainTimeout"` // work that runs longer after its lease no longer keeps others off the GPU; 2s
 	LogLevel   string           `yaml:"logLevel"`     // debug, info, warn or error
@@ -108,7 +108,7 @@ func (c Config) complete() (Config, error) {
 	c.LibDir = cmp.Or(c.LibDir, defaultLibDir())
 	c.SocketMode = cmp.Or(c.SocketMode, "0666")
 	c.LogLevel = cmp.Or(c.LogLevel, "info")
-	lease := c.overcommits()
+	lease := true
 	c.Leases = cmp.Or(c.Leases, &lease)
 	c.Drain = cmp.Or(c.Drain, 2*time.Second)
 	if c.StateDir == "" {

@@ -43,7 +43,7 @@ func (s *step) schedule() {
 		t := &s.tenants[i]
 		switch {
 		case t.phase == running && t.until <= s.clock && s.contended(t):
-			t.until = s.clock + s.rules.Lease // nobody who waits goes first
+			t.until = s.clock + s.lead(t) // nobody who waits goes first
 		case t.phase == closed && s.alone(t):
 			s.grant(t)
 		}
@@ -118,12 +118,30 @@ func (s *step) alone(t *tenancy) bool {
 // contended says that somebody waits for whom a holder's lease would end.
 func (s *step) contended(h *tenancy) bool {
 	for i := range s.tenants {
-		o := &s.tenants[i]
-		if o.phase == closed && o.busy() && !o.resting && o.rank() <= h.rank() && o.gpus.overlaps(h.gpus) {
+		if s.waitsFor(&s.tenants[i], h) {
 			return true
 		}
 	}
 	return false
+}
+
+func (s *step) waitsFor(w, h *tenancy) bool {
+	return w.phase == closed && w.busy() && !w.resting && w.rank() <= h.rank() && w.gpus.overlaps(h.gpus)
+}
+
+// shortestLead is the least by which a lease is prolonged: it wakes kerfd, and nothing else comes of it.
+const shortestLead = 2 * time.Millisecond
+
+// lead is about how long a holder goes on before somebody who waits is owed more, at most a lease. Prolonged by whole leases,
+// two equal tenants could take turns of two leases for good.
+func (s *step) lead(h *tenancy) time.Duration {
+	lead := s.rules.Lease
+	for i := range s.tenants {
+		if w := &s.tenants[i]; s.waitsFor(w, h) && w.rank() == h.rank() {
+			lead = min(lead, h.credit-w.credit)
+		}
+	}
+	return max(lead, shortestLead)
 }
 
 func (s *step) grant(t *tenancy) {

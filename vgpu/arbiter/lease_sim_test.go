@@ -44,6 +44,7 @@ type guest struct {
 	frozen  bool // answers nothing
 	open    bool
 	marked  bool
+	last    int           // whose kernel ran last
 	pid     int           // whose kernel runs, 0: none does
 	start   time.Duration // of the kernel
 	end     time.Duration
@@ -178,7 +179,7 @@ func (m *machine) kill(g *guest, pid int) {
 	g.pids = slices.DeleteFunc(g.pids, func(p int) bool { return p == pid })
 	if g.pid == pid {
 		m.record(g, m.now)
-		g.pid = 0
+		g.pid, g.tail = 0, 0
 	}
 	m.step(ProcessEnded{g.ID, pid})
 	m.launch(g)
@@ -222,10 +223,12 @@ func (m *machine) launch(g *guest) {
 		return
 	}
 	m.exclusive(g)
+	pid := g.last // whose work was queued when the gate shut
 	if g.open {
+		pid = g.pids[g.next%len(g.pids)]
 		g.next++
 	}
-	pid := g.pids[g.next%len(g.pids)] // what was queued is of one process
+	g.last = pid
 	length := g.kernel(m.rng)
 	g.tail -= length
 	g.pid, g.start, g.end = pid, m.now, m.now+length
@@ -253,7 +256,7 @@ func (m *machine) stall(g *guest) time.Duration {
 // exclusive checks what leases are for.
 func (m *machine) exclusive(g *guest) {
 	for _, o := range m.guests {
-		if o != g && o.pid != 0 && !o.marked && setOf(o.GPUs).overlaps(setOf(g.GPUs)) {
+		if o != g && o.pid != 0 && !o.marked && !g.marked && setOf(o.GPUs).overlaps(setOf(g.GPUs)) {
 			m.t.Fatalf("at %s: %s launches while a kernel of %s runs", m.now, g.ID, o.ID)
 		}
 	}
@@ -410,13 +413,18 @@ func (m *machine) move(g *guest, pid, gpu int, bytes node.Bytes, out bool) {
 		*from -= bytes
 		*to += bytes
 	}
+	first := func() { // before the second, however late both are told
+		shift(half)
+		half, bytes = 0, bytes-half
+	}
 	h.moves++
-	m.after(took/2, func() { m.reply(g, pid, func() LeaseEvent { shift(half); return g.is(pid, gpu) }) })
+	m.after(took/2, func() { m.reply(g, pid, func() LeaseEvent { first(); return g.is(pid, gpu) }) })
 	m.after(took, func() {
 		m.reply(g, pid, func() LeaseEvent {
 			h.moves--
+			first()
 			if !fails {
-				shift(bytes - half)
+				shift(bytes)
 			}
 			return g.is(pid, gpu)
 		})

@@ -32,6 +32,7 @@ func riot(t *testing.T, seed uint64) int {
 	rules.SwapTimeout = 5 * time.Second
 	m := newMachine(t, seed, rules)
 	m.faulty = true
+	m.slow = seed%2 == 1
 	pids := 0
 	for range 150 {
 		m.disturb(&pids)
@@ -76,7 +77,9 @@ func (m *machine) disturb(pids *int) {
 	r := m.rng
 	if len(m.guests) == 0 || (len(m.guests) < 8 && r.IntN(8) == 0) {
 		*pids++
-		m.join(m.anyTenant(fmt.Sprint("t", *pids)), anyKernels, *pids)
+		if g := m.join(m.anyTenant(fmt.Sprint("t", *pids)), anyKernels, *pids); g != nil {
+			g.ahead, g.liar = time.Duration(r.IntN(3))*2*ms, r.IntN(8) == 0
+		}
 		return
 	}
 	g := m.guests[r.IntN(len(m.guests))]

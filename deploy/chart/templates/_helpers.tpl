@@ -20,6 +20,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 runDir: {{ include "kerf.runDir" . }}
 stateDir: {{ .Values.stateDir }}
 root: {{ if .Values.simulate }}/{{ else }}{{ include "kerf.driverRoot" . }}{{ end }}
+leases: {{ .Values.leases }}
+holdGates: {{ .Values.holdGates }}
+drainTimeout: {{ .Values.drainTimeout }}
 logLevel: {{ .Values.logLevel }}
 socketMode: "0660" # slices of a node are the scheduler's to give, not any local user's to take
 {{- with .Values.cards }}

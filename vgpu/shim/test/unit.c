@@ -8,6 +8,7 @@
 #include "../account.c"
 #include "../books.c"
 #include "../context.c"
+#include "../meter.c"
 
 #define THREADS 16
 #define ROUNDS  4000
@@ -29,7 +30,19 @@ void kerf_holder_gone(uint64_t holder) { (void)holder; }
 void kerf_swap_context_ends(CUcontext ctx, uint64_t name) { (void)ctx; (void)name; }
 void kerf_swap_context_ended(uint64_t name, bool gone) { (void)name; (void)gone; }
 bool kerf_measure(struct device *d) { (void)d; return true; }
-struct hook kerf_hooks[HOOKS];
+/* A driver whose events are moments in ns: the clock's when they are recorded, or what a test says. */
+static uint64_t clock_ns, passed_until;
+static CUresult event_query(CUevent e) { return (uint64_t)(uintptr_t)e <= passed_until ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY; }
+static CUresult elapsed(float *ms, CUevent from, CUevent to) { *ms = (float)((double)((uintptr_t)to - (uintptr_t)from) / 1e6); return CUDA_SUCCESS; }
+static CUresult push(CUcontext c) { (void)c; return CUDA_SUCCESS; }
+static CUresult pop(CUcontext *c) { *c = NULL; return CUDA_SUCCESS; }
+uint64_t kerf_now(void) { return clock_ns; }
+bool kerf_lane_event(struct lane *l, CUevent *e, unsigned flags) { (void)l; (void)flags; *e = (CUevent)(uintptr_t)clock_ns; return true; }
+bool kerf_lane_record(struct lane *l, CUevent e) { (void)l; (void)e; return true; }
+struct hook kerf_hooks[HOOKS] = {
+	[H_cuEventQuery] = { .real = (void *)event_query }, [H_cuEventElapsedTime] = { .real = (void *)elapsed },
+	[H_cuCtxPushCurrent_v2] = { .real = (void *)push }, [H_cuCtxPopCurrent_v2] = { .real = (void *)pop },
+};
 void *kerf_resolve(enum hook_id id) { (void)id; return NULL; }
 struct room share_room(const struct share *s, unsigned index)
 {
@@ -273,8 +286,64 @@ static void test_books(void)
 	CHECK(!book_get(BOOK_LINEAR, 4096, &out));
 }
 
+static struct keeper keeper;
+
+/* A burst from now on whose last marker passes after so many ns. */
+static void burst(struct lane *l, uint64_t ns)
+{
+	kerf_meter_begin(l);
+	l->burst.last = (CUevent)(uintptr_t)(clock_ns + ns);
+}
+
+/* Pauses between bursts are no work, however late they are noticed; what two lanes do at the same time counts once. */
+static void test_meter(void)
+{
+	struct lane a = { .keeper = &keeper }, b = { .keeper = &keeper };
+
+	clock_ns = 1000000;
+	burst(&a, 5000000);
+	clock_ns += 2000000;
+	passed_until = clock_ns;
+	kerf_meter_begin(&a); /* its marker has not passed: the burst goes on */
+	clock_ns += 7000000;
+	passed_until = clock_ns;
+	burst(&a, 3000000);
+	clock_ns += 10000000;
+	kerf_meter_end(&a, clock_ns);
+	CHECK(kerf_meter_read(&keeper) == 8000000);
+	burst(&a, 4000000);
+	clock_ns += 1000000;
+	burst(&b, 4000000);
+	clock_ns += 9000000;
+	kerf_meter_end(&b, clock_ns);
+	kerf_meter_end(&a, clock_ns);
+	CHECK(kerf_meter_read(&keeper) == 5000000);
+	CHECK(kerf_meter_read(&keeper) == 0);
+	burst(&a, 1000000);
+	a.open.n = 1; /* without a marker behind it: work until it is seen to have ended */
+	clock_ns += 6000000;
+	kerf_meter_end(&a, clock_ns);
+	CHECK(kerf_meter_read(&keeper) == 6000000);
+}
+
+/* More pauses than there is room for count as work; nothing is lost or counted twice. */
+static void test_spans(void)
+{
+	for (uint64_t i = 0; i < 2 * KERF_SPANS; i++)
+		add_span(&keeper, i * 10, i * 10 + 5);
+	CHECK(keeper.spans == KERF_SPANS && kerf_meter_read(&keeper) == KERF_SPANS * 5 + KERF_SPANS * 10);
+	for (uint64_t i = KERF_SPANS; i > 0; i--)
+		add_span(&keeper, i * 10, i * 10 + 5);
+	add_span(&keeper, 1, 2);
+	CHECK(keeper.spans == KERF_SPANS && keeper.span[0].from == 1);
+	add_span(&keeper, 0, 10000);
+	CHECK(keeper.spans == 1 && kerf_meter_read(&keeper) == 10000);
+}
+
 int main(void)
 {
+	test_meter();
+	test_spans();
 	test_limit();
 	test_implicit();
 	test_scribble(&usage.sum[0].charged, 0);
