@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Plots are SVG that stands in the page and takes its colours from there. Shape tells native from Kerf as colour does: native
+// Plots are SVG that stands in the page and takes its colours from there. Shape tells the baseline from Kerf as colour does: it
 // is hollow and dashed, Kerf filled and solid. Each has a title and a description for who does not see it, and the page has
 // every number in a table too.
 
@@ -216,7 +216,7 @@ func (c *canvas) legend(entries ...legendEntry) {
 type legendEntry struct{ mark, text string }
 
 var (
-	legendNative = legendEntry{`<line class="n span" x1="4" y1="0" x2="20" y2="0"/><line class="n end" x1="20" y1="-4" x2="20" y2="4"/><circle class="n dot" cx="4" cy="0" r="4"/>`, "native: p50, p99"}
+	legendNative = legendEntry{`<line class="n span" x1="4" y1="0" x2="20" y2="0"/><line class="n end" x1="20" y1="-4" x2="20" y2="4"/><circle class="n dot" cx="4" cy="0" r="4"/>`, "baseline: p50, p99"}
 	legendKerf   = legendEntry{`<line class="k span" x1="4" y1="0" x2="20" y2="0"/><line class="k end" x1="20" y1="-4" x2="20" y2="4"/><circle class="k dot" cx="4" cy="0" r="4"/>`, "Kerf: p50, p99"}
 	legendBox    = legendEntry{`<rect class="k box" x="2" y="-4" width="20" height="8"/>`, "middle half"}
 	legendTarget = legendEntry{`<path class="target" d="M10 -8 v16 M10 -6 l4 -6 h-8 z"/>`, "target"}
