@@ -62,7 +62,7 @@ func openHardware(c Config, held bool, log *slog.Logger) (*hardware, error) {
 		h.sim, h.root = simulated, simulated.Root
 	}
 	var err error
-	if h.pool, err = swapPool(c.Swap, h.sim != nil); err != nil {
+	if h.pool, err = swapPool(c.Swap); err != nil {
 		return nil, errors.Join(usageError{err}, h.close(false))
 	}
 	h.host = sysfs.New(h.root)
@@ -292,7 +292,7 @@ func (h *hardware) shareGPUs() []share.GPU {
 		gpu.Foreign, gpu.NoMPS = placements(g.MIG), noMPSOn(g, noMPS)
 		gpus = append(gpus, gpu)
 	}
-	if h.sim == nil {
+	if h.sim == nil { // a simulated card's memory is this machine's own, and most of it is never touched
 		limitOvercommit(gpus, h.pool)
 	}
 	return gpus

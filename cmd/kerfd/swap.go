@@ -9,29 +9,24 @@ import (
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
-// simulatedPool stands for no limit: the memory of a simulated card is this machine's own, and mostly never touched.
-const simulatedPool = 1 << 50
-
 // swapPool is how much of this machine's memory there is for what does not fit over-committed cards.
-func swapPool(c SwapConfig, simulated bool) (node.Bytes, error) {
+func swapPool(c SwapConfig) (node.Bytes, error) {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return 0, fmt.Errorf("read the size of this machine's memory: %w", err)
 	}
-	machine := node.Bytes(uint64(info.Totalram) * uint64(info.Unit))
+	machine := node.Bytes(info.Totalram * uint64(info.Unit))
 	switch {
 	case c.HostMemory > machine:
 		return 0, fmt.Errorf("config: swap.hostMemory %s: asked for what is swapped out, this machine has %s; set less, or over-commit less", c.HostMemory, machine)
 	case c.HostMemory > 0:
 		return c.HostMemory, nil
-	case simulated:
-		return simulatedPool, nil
 	}
 	return machine / 2 / node.MiB * node.MiB, nil
 }
 
-// limitOvercommit lowers what over-committed cards promise to what they and the pool can hold, each with an equal part of it: a tenant
-// that was promised more would wait for room for ever.
+// limitOvercommit lowers what over-committed cards promise to what they and the pool can hold, each with an equal part of it and less what
+// is kept free for a context: a tenant that was promised more would wait for room for ever.
 func limitOvercommit(gpus []share.GPU, pool node.Bytes) {
 	cards := node.Bytes(0)
 	for _, g := range gpus {
@@ -41,7 +36,7 @@ func limitOvercommit(gpus []share.GPU, pool node.Bytes) {
 	}
 	for i := range gpus {
 		if g := &gpus[i]; g.Mode == share.ModeOvercommit && g.Memory >= 100 {
-			g.Overcommit = max(100, min(g.Overcommit, node.Percent((g.Memory+pool/cards)/(g.Memory/100))))
+			g.Overcommit = max(100, min(g.Overcommit, node.Percent((g.Memory-g.Memory/64+pool/cards)/(g.Memory/100))))
 		}
 	}
 }

@@ -82,7 +82,7 @@ func spec() Spec {
 
 func (r *rig) start(restore []Spec) {
 	r.t.Helper()
-	server, err := New(Config{Shares: filepath.Join(r.dir, "shares"), Sessions: filepath.Join(r.dir, "sessions"), Memory: r.nvml, Now: time.Now, Leases: r.leases,
+	server, err := New(Config{Shares: filepath.Join(r.dir, "shares"), Sessions: filepath.Join(r.dir, "sessions"), Memory: r.nvml, Pool: 8 * node.GiB, Card: func(node.UUID) node.Bytes { return node.GiB }, Now: time.Now, Leases: r.leases,
 		Notify: func(e Event) { r.events <- e }})
 	if err != nil {
 		r.t.Fatal(err)

@@ -14,8 +14,11 @@ import (
 type LeaseEvent interface{ apply(s *step) error }
 
 type (
-	// TenantJoined says that a share is in force, without processes yet.
-	TenantJoined struct{ Tenant LeaseTenant }
+	// TenantJoined says that a share is in force. Processes live already, and nothing has been heard of them yet.
+	TenantJoined struct {
+		Tenant    LeaseTenant
+		Processes []int
+	}
 
 	// TenantChanged says that weight, limits or class are others now. It joined before.
 	TenantChanged struct{ Tenant LeaseTenant }
@@ -31,6 +34,13 @@ type (
 
 	// ProcessEnded says that it died, left or called exec. Its work and memory are gone.
 	ProcessEnded struct {
+		Tenant  string
+		Process int
+	}
+
+	// ProcessSilent says that nothing is heard of a process that lives. What it has counts, and is not to be relied on until it says so
+	// again; a drain of its tenant waits for it.
+	ProcessSilent struct {
 		Tenant  string
 		Process int
 	}
@@ -90,6 +100,9 @@ func (e TenantJoined) apply(s *step) error {
 	}
 	t := tenancy{LeaseTenant: e.Tenant, gpus: setOf(e.Tenant.GPUs), since: s.clock}
 	t.allowance = s.portion(&t)
+	for _, id := range e.Processes {
+		t.processes = append(t.processes, process{id: id, drained: true, memory: make([]pages, len(s.rules.Memory))})
+	}
 	at, _ := slices.BinarySearchFunc(s.tenants, t.ID, func(t tenancy, id string) int { return cmp.Compare(t.ID, id) })
 	s.tenants = slices.Insert(s.tenants, at, t)
 	return nil
@@ -146,6 +159,18 @@ func (e ProcessEnded) apply(s *step) error {
 	t.processes = slices.DeleteFunc(t.processes, func(p process) bool { return p.id == e.Process })
 	s.rested(t, wasBusy)
 	s.endDrain(t)
+	return nil
+}
+
+func (e ProcessSilent) apply(s *step) error {
+	_, p, err := s.findProcess(e.Tenant, e.Process)
+	if err != nil {
+		return err
+	}
+	for i := range p.memory {
+		p.memory[i].settled()
+		p.memory[i].known = false
+	}
 	return nil
 }
 
@@ -218,12 +243,8 @@ func (e MemoryIs) apply(s *step) error {
 		t.since = s.clock
 	}
 	m.report(e.Resident, e.Absent)
-	if !e.Moving && m.in+m.out > 0 {
-		m.in, m.out = 0, 0
+	if !e.Moving && m.ordered && !m.settled() {
 		m.rest = s.clock + moveAgain
-	}
-	if m.in+m.out == 0 {
-		m.patience = 0
 	}
 	t.asking = t.asking || e.Asking
 	if t.stuck && !t.moving() {

@@ -61,11 +61,38 @@ func (s *step) check(t LeaseTenant) error {
 func (s *step) roomFor(t LeaseTenant, gpu int) node.Bytes {
 	room := s.memory[gpu]
 	for i := range s.tenants {
-		if o := s.tenants[i].ID; o != t.ID {
-			room -= min(room, s.minOf(o, gpu))
+		if o := &s.tenants[i]; o.ID != t.ID {
+			keeps := s.minOf(o.ID, gpu)
+			if o.stuck { // nothing of it will move
+				keeps = max(keeps, o.on(gpu).resident)
+			}
+			room -= min(room, keeps)
 		}
 	}
 	return room
+}
+
+// refuseAskers fails allocations for which there can be no room since a tenant does not move: whoever waits for that waits for ever.
+func (s *step) refuseAskers(stuck *tenancy) {
+	for i := range s.tenants {
+		w := &s.tenants[i]
+		if w == stuck || !w.asking || !w.gpus.overlaps(stuck.gpus) {
+			continue
+		}
+		for _, g := range w.GPUs {
+			if room := s.roomFor(w.LeaseTenant, g); w.on(g).total > room {
+				s.refuseOn(w, g, fmt.Sprintf("memory %s: tenant %q does not move its own, and leaves %s of GPU %d; end it, or try again when it has ended", w.on(g).total, stuck.ID, room, g))
+			}
+		}
+	}
+}
+
+func (s *step) refuseOn(w *tenancy, gpu int, reason string) {
+	for i := range w.processes {
+		if p := &w.processes[i]; p.memory[gpu].absent() > 0 {
+			s.decide(Refuse{MemoryIs{Tenant: w.ID, Process: p.id, GPU: gpu, Resident: p.memory[gpu].resident, Absent: p.memory[gpu].absent(), Asking: true}, reason})
+		}
+	}
 }
 
 func (s *step) minOf(id string, gpu int) node.Bytes {
@@ -202,9 +229,9 @@ func (s *step) evictable(t *tenancy, gpu int) node.Bytes {
 	var staying, fixed node.Bytes
 	for i := range t.processes {
 		m := &t.processes[i].memory[gpu]
-		staying += m.resident - m.out
-		if m.rest > s.clock {
-			fixed += m.resident - m.out
+		staying += m.staying()
+		if m.rest > s.clock || !m.known {
+			fixed += m.staying()
 		}
 	}
 	return staying - min(staying, max(t.MinResident, fixed))
@@ -227,12 +254,13 @@ func (s *step) evict(v *tenancy, gpu int, bytes node.Bytes) {
 	for i := range v.processes {
 		p := &v.processes[i]
 		m := &p.memory[gpu]
-		part := min(bytes, m.resident-m.out)
-		if part == 0 || m.rest > s.clock {
+		part := min(bytes, m.staying())
+		if part == 0 || m.rest > s.clock || !m.known {
 			continue
 		}
 		bytes -= part
 		m.out += part
+		m.ordered = true
 		m.patience = s.clock + s.rules.SwapTimeout
 		s.decide(Evict{v.ID, p.id, gpu, part})
 	}
@@ -250,6 +278,7 @@ func (s *step) bringIn(w *tenancy, gpu int) {
 		}
 		free -= part
 		m.in += part
+		m.ordered = true
 		m.patience = s.clock + s.rules.SwapTimeout
 		s.decide(BringIn{w.ID, p.id, gpu, part})
 	}

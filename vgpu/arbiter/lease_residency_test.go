@@ -37,7 +37,7 @@ func script(t *testing.T, memory node.Bytes, events ...LeaseEvent) (l Leases, mo
 // has is the events with which a tenant of one process joins and gets memory.
 func has(id string, pid int, class share.Class, minResident, bytes node.Bytes) []LeaseEvent {
 	tenant := LeaseTenant{ID: id, GPUs: []int{0}, Cores: 10, Class: class, MinResident: minResident}
-	return []LeaseEvent{TenantJoined{tenant}, ProcessJoined{id, pid}, MemoryIs{id, pid, 0, 0, bytes, true, false}, MemoryIs{id, pid, 0, bytes, 0, false, false}}
+	return []LeaseEvent{TenantJoined{Tenant: tenant}, ProcessJoined{id, pid}, MemoryIs{id, pid, 0, 0, bytes, true, false}, MemoryIs{id, pid, 0, bytes, 0, false, false}}
 }
 
 func inTurn(parts ...[]LeaseEvent) (all []LeaseEvent) {
@@ -99,7 +99,7 @@ func TestLeaseRefusals(t *testing.T) {
 	tenant := func(change func(*LeaseTenant)) LeaseEvent {
 		l := tenantOn("x", 10, 0)
 		change(&l)
-		return TenantJoined{l}
+		return TenantJoined{Tenant: l}
 	}
 	a := has("a", 1, share.Guaranteed, 2*gi, 4*gi)
 	for _, tt := range []struct {
@@ -227,5 +227,68 @@ func TestStuckSwap(t *testing.T) {
 	m.run(time.Second)
 	if hung.marked {
 		t.Error("still marked although it moved its memory")
+	}
+}
+
+// opens plays events, as script does, and says for which of them the tenant's gate opened.
+func opens(t *testing.T, tenant string, events ...LeaseEvent) (opened []int) {
+	t.Helper()
+	l, err := NewLeases(DefaultLeaseRules(10 * gi))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, e := range events {
+		var decisions []Decision
+		l, decisions = Step(l, e, time.Duration(i+1)*time.Second)
+		for _, d := range decisions {
+			if open, ok := d.(OpenGate); ok && open.Tenant == tenant {
+				opened = append(opened, i)
+			}
+		}
+	}
+	return opened
+}
+
+// A gate opens only when where its tenant's memory is is known, and none of it is about to move.
+func TestGateAwaitsMemory(t *testing.T) {
+	a := LeaseTenant{ID: "a", GPUs: []int{0}, Cores: 10, Class: share.Guaranteed, Moves: true}
+	b := LeaseTenant{ID: "b", GPUs: []int{0}, Cores: 10, Class: share.Guaranteed, Moves: true}
+	ordered := []LeaseEvent{ // a has 8 GiB and is idle; b wants 6, so 4 of a's are ordered out
+		TenantJoined{Tenant: a}, ProcessJoined{"a", 1}, MemoryIs{"a", 1, 0, 0, 8 * gi, true, false}, MemoryIs{"a", 1, 0, 8 * gi, 0, false, false},
+		TenantJoined{Tenant: b}, ProcessJoined{"b", 2}, MemoryIs{"b", 2, 0, 0, 6 * gi, true, false}, Drained{Tenant: "a", Process: 1, Lease: 1},
+	}
+	for _, row := range []struct {
+		name   string
+		events []LeaseEvent
+		want   []int
+	}{
+		{"alone, and nothing heard of a process that lives", []LeaseEvent{TenantJoined{a, []int{1}}, WorkBegan{"a", 1}}, nil},
+		{"until it speaks", []LeaseEvent{TenantJoined{a, []int{1}}, WorkBegan{"a", 1}, MemoryIs{"a", 1, 0, gi, 0, false, false}}, []int{2}},
+		{"or what is out is in", []LeaseEvent{TenantJoined{a, []int{1}}, WorkBegan{"a", 1}, MemoryIs{"a", 1, 0, gi, gi, false, false}, MemoryIs{"a", 1, 0, 2 * gi, 0, false, false}}, []int{3}},
+		{"or it dies", []LeaseEvent{TenantJoined{a, []int{1, 2}}, WorkBegan{"a", 1}, MemoryIs{"a", 1, 0, gi, 0, false, false}, ProcessEnded{"a", 2}}, []int{3}},
+		{"a process falls silent", []LeaseEvent{TenantJoined{Tenant: a}, ProcessJoined{"a", 1}, MemoryIs{"a", 1, 0, gi, 0, false, false}, ProcessSilent{"a", 1}, WorkBegan{"a", 1}}, []int{0}},
+		{"what was ordered out is freed, and the order is not carried out yet",
+			inTurn(ordered, []LeaseEvent{MemoryIs{"a", 1, 0, 4 * gi, 0, false, true}, WorkBegan{"a", 1}}), []int{0}},
+		{"until it is, whatever it moved", inTurn(ordered, []LeaseEvent{MemoryIs{"a", 1, 0, 4 * gi, 0, false, true}, WorkBegan{"a", 1}, MemoryIs{"a", 1, 0, 4 * gi, 0, false, false}}), []int{0, 10}},
+	} {
+		if diff := cmp.Diff(row.want, opens(t, "a", row.events...)); diff != "" {
+			t.Errorf("%s: the gate opened at events (-want +got)\n%s", row.name, diff)
+		}
+	}
+}
+
+// An allocation that waits for the memory of a tenant which does not move it is refused, and not left to wait for ever.
+func TestStuckRefuses(t *testing.T) {
+	rules := DefaultLeaseRules(10 * gi)
+	rules.SwapTimeout = time.Second
+	m := newMachine(t, 1, rules)
+	hung, waits := m.join(tenantOn("hung", 10, 0), kernels(ms), 1), m.join(tenantOn("waits", 10, 0), kernels(ms), 2)
+	m.ask(hung, 1, 0, 8*gi)
+	m.run(time.Second)
+	hung.frozen = true
+	m.ask(waits, 2, 0, 5*gi)
+	m.run(5 * time.Second)
+	if len(m.refused) != 1 || m.refused[0].Event.(MemoryIs).Tenant != "waits" {
+		t.Errorf("refused: %+v", m.refused)
 	}
 }

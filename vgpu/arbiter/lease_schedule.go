@@ -174,6 +174,7 @@ func (s *step) endDrain(t *tenancy) {
 		return
 	}
 	s.giveBack(t)
+	t.stuck = t.stuck && t.moving()
 	if t.phase == straggling && !t.stuck {
 		s.decide(Mark{Tenant: t.ID, NonYielding: false})
 	}
@@ -198,12 +199,19 @@ func (s *step) expire() {
 			s.decide(Mark{Tenant: t.ID, NonYielding: true})
 			s.decide(Report{t.ID, fmt.Sprintf("has not drained within %s; others go on beside it, and it pays for the time until it does", s.rules.DrainTimeout)})
 		}
-		if !t.stuck && t.anyPages(func(p *pages) bool { return p.patience > 0 && p.patience <= s.clock }) {
+		late := t.anyPages(func(p *pages) bool { return p.patience > 0 && p.patience <= s.clock })
+		if !t.stuck && (late || s.keeps(t) && t.since+s.rules.SwapTimeout <= s.clock) {
 			t.stuck = true
 			s.decide(Mark{Tenant: t.ID, NonYielding: true})
 			s.decide(Report{t.ID, fmt.Sprintf("has not moved its memory within %s; nothing more of it is moved until it has", s.rules.SwapTimeout)})
+			s.refuseAskers(t)
 		}
 	}
+}
+
+// keeps says that a tenant has memory that cannot leave, since its work does not end.
+func (s *step) keeps(t *tenancy) bool {
+	return t.phase == straggling && t.anyPages(func(p *pages) bool { return p.resident > 0 })
 }
 
 // grain is the shortest time for which a timer is set. Rounding may leave a few nanoseconds to wait for, over and over.
@@ -232,6 +240,8 @@ func (s *step) dueGate(t *tenancy, due func(time.Duration)) {
 	switch {
 	case t.phase == draining:
 		due(t.until)
+	case !t.stuck && s.keeps(t):
+		due(t.since + s.rules.SwapTimeout)
 	case t.phase == running && s.contended(t):
 		due(t.until)
 	}

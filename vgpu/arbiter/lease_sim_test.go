@@ -19,18 +19,19 @@ const bin = 10 * ms
 // machine is a model of GPUs and of the processes that use them. It carries out decisions, answers them late, and keeps
 // its own account of who used a GPU when.
 type machine struct {
-	t      testing.TB
-	rng    *rand.Rand
-	leases Leases
-	now    time.Duration
-	timer  time.Duration
-	queue  calendar
-	steps  int
-	idle   int      // events since time passed, but by a timer
-	faulty bool     // now and then memory does not move
-	lies   bool     // processes say what they like of their memory
-	slow   bool     // the host is busy: threads wake up late, and the GPU has nothing to do meanwhile
-	guests []*guest // in the order in which they joined
+	t       testing.TB
+	rng     *rand.Rand
+	leases  Leases
+	now     time.Duration
+	timer   time.Duration
+	queue   calendar
+	steps   int
+	idle    int  // events since time passed, but by a timer
+	faulty  bool // now and then memory does not move
+	refused []Refuse
+	lies    bool     // processes say what they like of their memory
+	slow    bool     // the host is busy: threads wake up late, and the GPU has nothing to do meanwhile
+	guests  []*guest // in the order in which they joined
 }
 
 // guest is a tenant's container in the model. Its processes launch one kernel after another, in turns.
@@ -156,7 +157,7 @@ func (m *machine) guest(id string) *guest {
 func (m *machine) join(tenant LeaseTenant, kernel func(*rand.Rand) time.Duration, pids ...int) *guest {
 	g := &guest{LeaseTenant: tenant, kernel: kernel, worked: make(map[int]time.Duration)}
 	m.guests = append(m.guests, g)
-	m.step(TenantJoined{tenant})
+	m.step(TenantJoined{Tenant: tenant})
 	if _, err := m.leases.find(tenant.ID); err != nil {
 		m.guests = m.guests[:len(m.guests)-1]
 		return nil
@@ -170,9 +171,38 @@ func (m *machine) join(tenant LeaseTenant, kernel func(*rand.Rand) time.Duration
 func (m *machine) attach(g *guest, pid int) {
 	g.pids = append(g.pids, pid)
 	m.step(ProcessJoined{g.ID, pid})
+	m.tell(g, pid)
 	if g.working {
 		m.step(WorkBegan{g.ID, pid})
 	}
+}
+
+// tell is a process's first words on a connection.
+func (m *machine) tell(g *guest, pid int) {
+	for _, gpu := range g.GPUs {
+		if g.Moves {
+			m.step(g.is(pid, gpu))
+		}
+	}
+}
+
+// hush ends a process's connection; it has another after a while. What it had begun to move it has finished before.
+func (m *machine) hush(g *guest) {
+	if len(g.pids) == 0 || !g.Moves {
+		return
+	}
+	pid := g.pids[m.rng.IntN(len(g.pids))]
+	for _, gpu := range g.GPUs {
+		if g.has(pid, gpu).moves > 0 {
+			return
+		}
+	}
+	m.step(ProcessSilent{g.ID, pid})
+	m.after(time.Duration(m.rng.Int64N(int64(100*ms))), func() {
+		if slices.Contains(g.pids, pid) {
+			m.tell(g, pid)
+		}
+	})
 }
 
 func (m *machine) kill(g *guest, pid int) {
@@ -305,6 +335,8 @@ func (m *machine) carryOut(d Decision) {
 		}
 	case StartDrain:
 		m.drain(m.guest(d.Tenant), d.Lease)
+	case Refuse:
+		m.refused = append(m.refused, d)
 	case Mark:
 		m.guest(d.Tenant).marked = d.NonYielding
 	case Evict:

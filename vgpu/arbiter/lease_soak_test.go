@@ -83,7 +83,7 @@ func (m *machine) disturb(pids *int) {
 		return
 	}
 	g := m.guests[r.IntN(len(m.guests))]
-	switch r.IntN(12) {
+	switch r.IntN(13) {
 	case 0:
 		*pids++
 		m.attach(g, *pids)
@@ -97,7 +97,7 @@ func (m *machine) disturb(pids *int) {
 		}
 	case 3:
 		changed := m.anyTenant(g.ID)
-		changed.GPUs = g.GPUs
+		changed.GPUs, changed.Moves = g.GPUs, g.Moves
 		m.step(TenantChanged{changed})
 		if now, _ := m.leases.find(g.ID); now != nil {
 			g.LeaseTenant = now.LeaseTenant
@@ -108,6 +108,8 @@ func (m *machine) disturb(pids *int) {
 		m.work(g, true)
 	case 8:
 		m.work(g, false)
+	case 9:
+		m.hush(g)
 	default:
 		m.remember(g)
 	}
@@ -120,9 +122,6 @@ func (m *machine) remember(g *guest) {
 	}
 	pid, gpu := g.pids[m.rng.IntN(len(g.pids))], g.GPUs[m.rng.IntN(len(g.GPUs))]
 	bytes := node.Bytes(1+m.rng.IntN(3000)) * node.MiB
-	if g.has(pid, gpu).moves > 0 {
-		return // the shim lets neither in while it moves memory
-	}
 	if m.rng.IntN(3) > 0 {
 		m.ask(g, pid, gpu, bytes)
 	} else {
@@ -134,6 +133,7 @@ func (m *machine) anyTenant(id string) LeaseTenant {
 	r := m.rng
 	tenant := LeaseTenant{ID: id, GPUs: r.Perm(3)[:1+r.IntN(5)/2%3], Cores: node.Percent(10 * r.IntN(7)), Class: share.Classes[r.IntN(3)]}
 	tenant.Capped = tenant.Cores > 0 && r.IntN(3) == 0
+	tenant.Moves = r.IntN(2) == 0
 	if r.IntN(2) == 0 {
 		tenant.MinResident = node.Bytes(r.IntN(1500)) * node.MiB
 	}
@@ -198,7 +198,7 @@ func fuzzEvent(m *machine, verb, b byte) LeaseEvent {
 		lease = t.lease
 	}
 	return []LeaseEvent{
-		TenantJoined{tenant}, TenantChanged{tenant}, TenantLeft{id}, ProcessJoined{id, pid}, ProcessEnded{id, pid}, WorkBegan{id, pid}, WorkEnded{id, pid},
+		TenantJoined{Tenant: tenant}, TenantChanged{tenant}, TenantLeft{id}, ProcessJoined{id, pid}, ProcessEnded{id, pid}, WorkBegan{id, pid}, WorkEnded{id, pid},
 		Drained{id, pid, lease, m.now - time.Duration(b)*ms, time.Duration(b>>6) * 10 * ms, b&0x10 != 0}, TimerFired{}, MemoryIs{id, pid, gpu, 0, bytes, true, true},
 		MemoryIs{id, pid, gpu, bytes, 0, false, b&0x20 != 0}, MemoryIs{id, pid, gpu, bytes / 2, bytes / 2, false, true}, RoomIs{gpu, bytes},
 	}[int(verb&0x7f)%13]

@@ -17,6 +17,7 @@ type LeaseTenant struct {
 	Capped      bool         // burst: false, so Cores is a limit too
 	Class       share.Class
 	MinResident node.Bytes // on each GPU, never evicted; all of its memory for a tenant that is not over-committed
+	Moves       bool       // its memory may be moved, so that where it is must be known before it runs
 }
 
 // phase is where a tenant is with its lease.
@@ -73,19 +74,31 @@ type pages struct {
 	total, resident, in, out node.Bytes
 	patience                 time.Duration // when moving takes too long
 	rest                     time.Duration // until when nothing is to be moved: what was last asked for could not be
+	ordered                  bool          // an order is under way, whatever in and out say: what it was for may have been freed
+	known                    bool          // the process has said what it has
 }
 
-func (p *pages) absent() node.Bytes { return p.total - p.resident - p.in }
+func (p *pages) absent() node.Bytes { return p.total - min(p.total, p.resident+p.in) }
 
-// report takes what a process says that it has. What of it was on its way has arrived by so much.
+func (p *pages) staying() node.Bytes { return p.resident - p.out }
+
+// report takes what a process says that it has. What of it was on its way has arrived by so much. Room stays reserved for all that was
+// ordered in: who frees what it was for and allocates anew gets that instead.
 func (p *pages) report(resident, absent node.Bytes) {
 	if resident > p.resident {
 		p.in -= min(p.in, resident-p.resident)
 	} else {
 		p.out -= min(p.out, p.resident-resident)
 	}
-	p.resident, p.total = resident, resident+absent
-	p.in, p.out = min(p.in, absent), min(p.out, resident)
+	p.resident, p.total, p.known = resident, resident+absent, true
+	p.out = min(p.out, resident)
+}
+
+// settled ends an order, and says whether it was carried out in full.
+func (p *pages) settled() (all bool) {
+	all = p.in+p.out == 0 || p.total == p.resident && p.out == 0
+	p.in, p.out, p.patience, p.ordered = 0, 0, 0, false
+	return all
 }
 
 // on is all of a tenant's memory on a GPU.
@@ -100,14 +113,19 @@ func (t *tenancy) on(gpu int) (sum pages) {
 	return sum
 }
 
-// complete says that all of its memory is where it can be used.
+// complete says that all of its memory is where it can be used, and stays there.
 func (t *tenancy) complete() bool {
-	return !t.anyPages(func(p *pages) bool { return p.resident != p.total || p.out > 0 })
+	return !t.anyPages(func(p *pages) bool { return p.resident != p.total || p.ordered }) && !t.unheard()
 }
 
-func (t *tenancy) moving() bool {
-	return t.anyPages(func(p *pages) bool { return p.in > 0 || p.out > 0 })
+// unheard says that a process may have memory of which nobody knows where it is.
+func (t *tenancy) unheard() bool {
+	return t.Moves && slices.ContainsFunc(t.processes, func(p process) bool {
+		return slices.ContainsFunc(t.GPUs, func(g int) bool { return !p.memory[g].known })
+	})
 }
+
+func (t *tenancy) moving() bool { return t.anyPages(func(p *pages) bool { return p.ordered }) }
 
 func (t *tenancy) leaving() bool { return t.anyPages(func(p *pages) bool { return p.out > 0 }) }
 

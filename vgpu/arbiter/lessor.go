@@ -32,21 +32,23 @@ type lessor struct {
 	timer   *time.Timer
 	places  map[node.UUID]int
 	tenants map[string]*lessee
+	making  node.Bytes           // host memory that is being made for somebody
 	moved   [maxLeaseGPUs]uint64 // by place: count of reports and orders of memory
 	closed  bool
 }
 
 // lessee is a tenant as the lessor knows it.
 type lessee struct {
-	live  *liveShare
-	gate  uint32
-	loose bool                 // its gate was simply open since it last drained, so nobody watched what it submitted
-	late  bool                 // it was loose before the drain that is under way
-	busy  time.Duration        // when it last had work
-	procs map[int]*leaseClient // by slot
-	got   time.Duration        // in all, as Step charged it
-	past  []sampled            // of got, a second apart, the oldest first
-	slow  bool                 // it does not drain in time
+	live   *liveShare
+	gate   uint32
+	loose  bool                  // its gate was simply open since it last drained, so nobody watched what it submitted
+	late   bool                  // it was loose before the drain that is under way
+	busy   time.Duration         // when it last had work
+	procs  map[int]*leaseClient  // by slot
+	memory map[int]*memoryClient // by slot, until the session ends
+	got    time.Duration         // in all, as Step charged it
+	past   []sampled             // of got, a second apart, the oldest first
+	slow   bool                  // it does not drain in time
 }
 
 type sampled struct{ at, got time.Duration }
@@ -55,7 +57,6 @@ type sampled struct{ at, got time.Duration }
 type leaseClient struct {
 	conn    *net.UnixConn
 	watched bool
-	memory  memoryClient
 }
 
 // A process says something of its work twice in a millisecond at most, and more of memory only if it allocates and frees in a
@@ -207,6 +208,9 @@ func (t *lessee) send(slot int, message region.Lease) { t.sendFile(slot, message
 
 func (t *lessee) sendFile(slot int, message region.Lease, file int) {
 	client := t.procs[slot]
+	if client == nil {
+		return
+	}
 	var rights []byte
 	if file >= 0 {
 		rights = unix.UnixRights(file)
@@ -227,7 +231,7 @@ func (t *lessee) sendFile(slot int, message region.Lease, file int) {
 // --- shares ---
 
 func (l *lessor) describe(spec Spec) LeaseTenant {
-	t := LeaseTenant{ID: spec.ID, Capped: spec.Grant.Capped, Class: spec.Grant.Class, Cores: 100, MinResident: pieces(spec.Grant.MinResident + piece - 1)}
+	t := LeaseTenant{ID: spec.ID, Capped: spec.Grant.Capped, Class: spec.Grant.Class, Cores: 100, Moves: overcommitted(spec.Grant), MinResident: pieces(spec.Grant.MinResident + piece - 1)}
 	for _, d := range spec.Grant.Devices {
 		uuid := d.UUID
 		if d.MIG != (node.MIGUUID{}) {
@@ -251,10 +255,18 @@ func (l *lessor) join(live *liveShare) error {
 	defer l.mu.Unlock()
 	l.forgetPlaces(live.spec)
 	tenant := l.describe(live.spec)
-	own := &lessee{live: live, gate: region.GateOpen, procs: make(map[int]*leaseClient)}
+	own := &lessee{live: live, gate: region.GateOpen, procs: make(map[int]*leaseClient), memory: make(map[int]*memoryClient)}
 	l.tenants[live.spec.ID] = own
 	l.openRoom(live.spec, tenant)
-	err := l.knows(live.spec.ID, TenantJoined{tenant})
+	joined := TenantJoined{Tenant: tenant}
+	if tenant.Moves { // of a kerfd before: its gate stays shut until they have said where their memory is
+		for _, session := range live.slots {
+			if session != nil {
+				joined.Processes = append(joined.Processes, session.slot)
+			}
+		}
+	}
+	err := l.knows(live.spec.ID, joined)
 	if err == nil {
 		return nil
 	}
@@ -419,18 +431,38 @@ func (l *lessor) attach(id string, slot int, client *leaseClient) bool {
 	}
 	if old := t.procs[slot]; old != nil {
 		_ = old.conn.Close()
-		l.step(ProcessEnded{id, slot})
 	}
 	t.procs[slot] = client
-	l.step(ProcessJoined{id, slot})
+	t.connect(slot)
+	own, _, err := l.leases.findProcess(id, slot)
+	switch {
+	case err != nil:
+		l.step(ProcessJoined{id, slot})
+	case own.Moves:
+		l.step(ProcessSilent{id, slot})
+	default:
+		l.step(ProcessEnded{id, slot})
+		l.step(ProcessJoined{id, slot})
+	}
+	if own, err := l.leases.find(id); err == nil && (own.phase == draining || own.phase == straggling) {
+		t.send(slot, region.Lease{Kind: region.LeaseDrain, Lease: own.lease, Flags: 1})
+	}
 	return true
 }
 
+// detach is the end of a connection. A process whose memory may be moved has that still, and work may run: only the end of its session
+// takes it off the books.
 func (l *lessor) detach(id string, slot int, client *leaseClient) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if t := l.tenants[id]; t != nil && t.procs[slot] == client {
-		delete(t.procs, slot)
+	t := l.tenants[id]
+	if t == nil || t.procs[slot] != client {
+		return
+	}
+	delete(t.procs, slot)
+	if own, err := l.leases.find(id); err == nil && own.Moves {
+		l.step(ProcessSilent{id, slot})
+	} else {
 		l.step(ProcessEnded{id, slot})
 	}
 }
@@ -439,9 +471,16 @@ func (l *lessor) detach(id string, slot int, client *leaseClient) {
 func (l *lessor) ended(id string, slot int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if t := l.tenants[id]; t != nil && t.procs[slot] != nil {
-		_ = t.procs[slot].conn.Close()
+	t := l.tenants[id]
+	if t == nil {
+		return
+	}
+	if client := t.procs[slot]; client != nil {
+		_ = client.conn.Close()
 		delete(t.procs, slot)
+	}
+	delete(t.memory, slot)
+	if _, _, err := l.leases.findProcess(id, slot); err == nil {
 		l.step(ProcessEnded{id, slot})
 	}
 }

@@ -3,6 +3,7 @@ package arbiter
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,11 +28,24 @@ const (
 	most = 1 << 50
 )
 
-// memoryClient is the memory of one process, as far as the lessor needs to know more than Step does.
+// memoryClient is what the lessor knows of one session's memory beyond Step. Numbers begin anew with each connection.
 type memoryClient struct {
 	orders [region.MaxDevices]uint64 // numbers of the last
-	host   node.Bytes                // host memory given to it, or on its way
-	trim   bool                      // it was asked to give some back
+	queue  []region.Lease            // orders that wait for host memory, and those behind them
+	giving bool                      // host memory is being made for the first of them
+
+	given              node.Bytes // host memory that it has
+	told               bool       // it has said how much
+	files, dealt, trim uint64     // numbers of the last file or trim: sent, dealt with; and of the last trim
+}
+
+// connect begins a session's connection, or another of its connections.
+func (t *lessee) connect(slot int) {
+	m := &memoryClient{}
+	if old := t.memory[slot]; old != nil {
+		m.given, m.told, m.giving = old.given, old.told, old.giving
+	}
+	t.memory[slot] = m
 }
 
 // overcommitted says whether a share's memory may be moved.
@@ -45,20 +59,51 @@ func (l *lessor) remember(id string, slot int, m region.Lease) {
 	defer l.mu.Unlock()
 	t, err := l.leases.find(id)
 	own := l.tenants[id]
-	if err != nil || own == nil || own.procs[slot] == nil || int(m.Device) >= len(t.GPUs) || m.Memory > most || m.Absent > most {
+	if err != nil || own == nil || own.procs[slot] == nil || own.memory[slot] == nil || int(m.Device) >= len(t.GPUs) || m.Memory > most || m.Absent > most {
 		return
 	}
-	client := own.procs[slot]
-	if client.memory.trim || node.Bytes(m.Host) > client.memory.host {
-		client.memory.host, client.memory.trim = node.Bytes(m.Host), false
-	}
+	m.Memory, m.Absent = l.believable(t, own, slot, m)
+	client := own.memory[slot]
+	client.hears(m, 2*node.Bytes(own.limit(m.Device)))
 	place := t.GPUs[m.Device]
 	l.moved[place]++
-	l.shortfall(t, slot, place, m, m.Lease < client.memory.orders[m.Device])
+	l.shortfall(t, slot, place, m, m.Lease < client.orders[m.Device])
 	l.step(MemoryIs{
 		Tenant: id, Process: slot, GPU: place, Resident: node.Bytes(m.Memory), Absent: node.Bytes(m.Absent),
-		Asking: m.Flags&1 != 0, Moving: m.Lease < client.memory.orders[m.Device],
+		Asking: m.Flags&1 != 0, Moving: m.Lease < client.orders[m.Device],
 	})
+}
+
+// hears takes what a process says of its host memory. It has no more than it was given, and what it was given counts until it says that
+// it has dealt with the last file; the first word under this kerfd is of files of the one before.
+func (c *memoryClient) hears(m region.Lease, most node.Bytes) {
+	if m.At <= c.files {
+		c.dealt = max(c.dealt, m.At)
+	}
+	switch {
+	case !c.told:
+		c.given, c.told = c.given+min(node.Bytes(m.Host), most), true
+	case c.dealt == c.files && !c.giving:
+		c.given = min(c.given, node.Bytes(m.Host))
+	}
+}
+
+// limit is the most that a share may have of a device, in bytes.
+func (t *lessee) limit(device uint32) uint64 {
+	return uint64(t.live.spec.Grant.Devices[device].HardLimit())
+}
+
+// believable is a process's report within what its share may have. Whole pieces hold more than what was asked for; twice as much is
+// what no program needs and a liar gains little by.
+func (l *lessor) believable(t *tenancy, own *lessee, slot int, m region.Lease) (resident, absent uint64) {
+	most := 2*own.limit(m.Device) + uint64(64*node.MiB)
+	for i := range t.processes {
+		if p := &t.processes[i]; p.id != slot {
+			most -= min(most, uint64(p.memory[t.GPUs[m.Device]].total))
+		}
+	}
+	resident = min(m.Memory, most)
+	return resident, min(m.Absent, most-resident)
 }
 
 // shortfall notes an order that was carried out in part. It is tried again, and what stands in the way is mostly found by then.
@@ -95,52 +140,63 @@ func (l *lessor) deviceAt(tenant string, place int) int {
 	return slices.Index(t.GPUs, place)
 }
 
-// order has a process move memory. What goes out needs a place in host memory first.
+// order has a process move memory, after what it was ordered before. What goes out needs a place in host memory first.
 func (l *lessor) order(kind uint32, tenant string, slot, place int, bytes node.Bytes) {
 	own, device := l.tenants[tenant], l.deviceAt(tenant, place)
-	if own == nil || own.procs[slot] == nil || device < 0 {
+	if own == nil || own.memory[slot] == nil || device < 0 {
 		return
 	}
-	client := own.procs[slot]
+	client := own.memory[slot]
 	l.moved[place]++
-	client.memory.orders[device]++
-	message := region.Lease{Kind: kind, Device: uint32(device), Lease: client.memory.orders[device], Memory: uint64(bytes)}
-	if kind == region.LeaseOut {
-		if lacks := l.lacks(tenant, slot, bytes); lacks > 0 {
-			if lacks = l.affordable(own, client, lacks); lacks > 0 {
-				client.memory.host += lacks
-				go l.give(own, slot, client, lacks, message)
-				return
-			}
-		}
-	}
-	own.send(slot, message)
+	client.orders[device]++
+	client.queue = append(client.queue, region.Lease{Kind: kind, Device: uint32(device), Lease: client.orders[device], Memory: uint64(bytes)})
+	l.pump(own, slot)
 }
 
-// lacks is how much more host memory a process needs to move bytes out, in whole files.
-func (l *lessor) lacks(tenant string, slot int, bytes node.Bytes) node.Bytes {
-	_, p, err := l.leases.findProcess(tenant, slot)
+// pump sends the orders that can be carried out.
+func (l *lessor) pump(own *lessee, slot int) {
+	for client := own.memory[slot]; len(client.queue) > 0 && !client.giving && own.procs[slot] != nil; {
+		next := client.queue[0]
+		if next.Kind == region.LeaseOut && l.provide(own, slot, next.Device, l.lacks(own, slot)) {
+			return
+		}
+		client.queue = client.queue[1:]
+		own.send(slot, next)
+	}
+}
+
+// provide begins to make host memory for a process, and says whether it did. Orders wait meanwhile.
+func (l *lessor) provide(own *lessee, slot int, device uint32, lacks node.Bytes) bool {
+	if lacks = l.affordable(own, slot, lacks); lacks == 0 {
+		return false
+	}
+	own.memory[slot].giving = true
+	l.making += lacks
+	go l.give(own, slot, device, lacks)
+	return true
+}
+
+// lacks is how much more host memory a process needs for what is out and what is ordered out, in whole files.
+func (l *lessor) lacks(own *lessee, slot int) (need node.Bytes) {
+	_, p, err := l.leases.findProcess(own.live.spec.ID, slot)
 	if err != nil {
 		return 0
 	}
-	need := bytes
 	for _, m := range p.memory {
-		need += m.total - m.resident
+		need += m.total - m.resident + m.out
 	}
-	have := l.tenants[tenant].procs[slot].memory.host
-	if need <= have {
-		return 0
-	}
-	return (need - have + hostGrain - 1) / hostGrain * hostGrain
+	return files(need - min(need, own.memory[slot].given))
 }
+
+func files(bytes node.Bytes) node.Bytes { return (bytes + hostGrain - 1) / hostGrain * hostGrain }
 
 // affordable is as much of what a process lacks as the node's pool has. Where that is less, the others are asked for what they do not
 // use; what could not be moved now is tried again a moment later.
-func (l *lessor) affordable(own *lessee, client *leaseClient, lacks node.Bytes) node.Bytes {
-	var used node.Bytes
+func (l *lessor) affordable(own *lessee, slot int, lacks node.Bytes) node.Bytes {
+	used := l.making
 	for _, t := range l.tenants {
-		for _, c := range t.procs {
-			used += c.memory.host
+		for _, c := range t.memory {
+			used += c.given
 		}
 	}
 	free := l.pool - min(used, l.pool)
@@ -148,10 +204,11 @@ func (l *lessor) affordable(own *lessee, client *leaseClient, lacks node.Bytes) 
 		return lacks
 	}
 	for _, t := range l.tenants {
-		for slot, c := range t.procs {
-			if c != client && c.memory.host > 0 && !c.memory.trim {
-				c.memory.trim = true
-				t.send(slot, region.Lease{Kind: region.LeaseTrim})
+		for other, c := range t.memory {
+			if c != own.memory[slot] && c.given > 0 && c.dealt >= c.trim && t.procs[other] != nil {
+				c.files++
+				c.trim = c.files
+				t.send(other, region.Lease{Kind: region.LeaseTrim, Lease: c.trim})
 			}
 		}
 	}
@@ -161,31 +218,69 @@ func (l *lessor) affordable(own *lessee, client *leaseClient, lacks node.Bytes) 
 	return free / hostGrain * hostGrain
 }
 
-// give makes host memory for a process and sends it, and then the order that waits for it. It runs without the lock: making pages
-// takes a tenth of a second for a GiB.
-func (l *lessor) give(own *lessee, slot int, client *leaseClient, bytes node.Bytes, order region.Lease) {
-	var files []int
-	for n := node.Bytes(0); n < bytes; n += hostGrain {
-		fd, err := hostFile(min(hostGrain, bytes-n))
+// give makes host memory for a process, a file at a time. It runs without the lock: making pages takes a tenth of a second for a GiB.
+func (l *lessor) give(own *lessee, slot int, device uint32, bytes node.Bytes) {
+	client := l.connection(own, slot)
+	for ; bytes > 0; bytes -= hostGrain {
+		fd, err := hostFile(hostGrain)
 		if err != nil {
-			go l.notify(Event{Kind: PoolShort, Share: own.live.spec.ID, Message: fmt.Sprintf(
-				"cannot make %s of host memory for what is swapped out: %v; free some, set swap.hostMemory lower, or raise the memory limit of kerfd's pod", bytes-n, err)})
+			l.notify(Event{Kind: PoolShort, Share: own.live.spec.ID, Message: fmt.Sprintf(
+				"cannot make %s of host memory for what is swapped out: %v; free some, set swap.hostMemory lower, or raise the memory limit of kerfd's pod", bytes, err)})
 			break
 		}
-		files = append(files, fd)
+		sent := l.handOver(own, slot, client, device, fd)
+		_ = unix.Close(fd)
+		if !sent {
+			break
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	client.memory.host -= bytes - min(bytes, node.Bytes(len(files))*hostGrain)
-	for _, fd := range files {
-		if own.procs[slot] == client && !l.closed {
-			own.sendFile(slot, region.Lease{Kind: region.LeaseHost, Device: order.Device, Memory: uint64(hostGrain)}, fd)
+	l.making -= bytes
+	if memory := own.memory[slot]; memory != nil {
+		memory.giving = false
+		if next := memory.queue; !l.closed && own.procs[slot] == client && len(next) > 0 { // it goes now, and in part where less could be made
+			memory.queue = next[1:]
+			own.send(slot, next[0])
 		}
-		_ = unix.Close(fd)
+		l.pump(own, slot)
 	}
-	if order.Kind != 0 && own.procs[slot] == client && !l.closed {
-		own.send(slot, order)
+}
+
+func (l *lessor) connection(own *lessee, slot int) *leaseClient {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return own.procs[slot]
+}
+
+// A process page-locks each file before it takes the next; the socket holds more than so many, and a process that takes none for so
+// long gets no more.
+const (
+	filesAhead = 16
+	fileLook   = 5 * time.Millisecond
+	fileWithin = 10 * time.Second
+)
+
+// handOver sends a file once the process has dealt with most of those before.
+func (l *lessor) handOver(own *lessee, slot int, client *leaseClient, device uint32, fd int) (sent bool) {
+	for began := monotonic(); monotonic()-began < fileWithin; time.Sleep(fileLook) {
+		l.mu.Lock()
+		memory := own.memory[slot]
+		gone := l.closed || client == nil || memory == nil || own.procs[slot] != client
+		if !gone && memory.files-memory.dealt < filesAhead {
+			memory.files++
+			memory.given += hostGrain
+			l.making -= hostGrain
+			own.sendFile(slot, region.Lease{Kind: region.LeaseHost, Device: device, Lease: memory.files, Memory: uint64(hostGrain)}, fd)
+			l.mu.Unlock()
+			return true
+		}
+		l.mu.Unlock()
+		if gone {
+			return false
+		}
 	}
+	return false
 }
 
 // hostFile is a file of memory whose pages are there.
@@ -222,17 +317,12 @@ func (l *lessor) prepare() {
 
 func (l *lessor) prepareProcess(t *tenancy, p *process, place int, excess node.Bytes) {
 	own := l.tenants[t.ID]
-	client := own.procs[p.id]
-	m := p.memory[place]
+	client, m := own.memory[p.id], p.memory[place]
 	want := min(m.total, excess)
-	if client == nil || client.memory.host >= want || m.in+m.out > 0 {
+	if client == nil || own.procs[p.id] == nil || client.giving || len(client.queue) > 0 || client.given >= want || m.ordered {
 		return
 	}
-	lacks := (want - client.memory.host + hostGrain - 1) / hostGrain * hostGrain
-	if lacks = l.affordable(own, client, lacks); lacks > 0 {
-		client.memory.host += lacks
-		go l.give(own, p.id, client, lacks, region.Lease{Device: uint32(slices.Index(t.GPUs, place))})
-	}
+	l.provide(own, p.id, uint32(slices.Index(t.GPUs, place)), files(want-client.given))
 }
 
 // --- how much of a card is for what can be moved ---

@@ -58,6 +58,19 @@ func (h *leaseholder) say(m region.Lease) {
 	}
 }
 
+// next reads one message.
+func (h *leaseholder) next() region.Lease {
+	h.t.Helper()
+	buffer := make([]byte, 64)
+	_ = h.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	n, err := h.conn.Read(buffer)
+	m, ok := region.ParseLease(buffer[:n])
+	if err != nil || !ok {
+		h.t.Fatalf("waiting for a message: %v", err)
+	}
+	return m
+}
+
 // await reads until a message of the kind comes.
 func (h *leaseholder) await(kind uint32) region.Lease {
 	h.t.Helper()

@@ -183,8 +183,8 @@ const (
 type Lease struct {
 	Kind  uint32
 	Flags uint32
-	Lease uint64 // LeaseDrain, LeaseDrained: which. LeaseOut, LeaseIn: a number that grows, by device. LeaseMemory: the last that was carried out
-	At    uint64 // LeaseDrained: when the work ended, CLOCK_MONOTONIC ns
+	Lease uint64 // LeaseDrain, LeaseDrained: which. LeaseOut, LeaseIn: a number that grows, by device; LeaseHost, LeaseTrim likewise, for all. LeaseMemory: the last LeaseOut or LeaseIn that was carried out
+	At    uint64 // LeaseDrained: when the work ended, CLOCK_MONOTONIC ns. LeaseMemory: the last LeaseHost or LeaseTrim that was dealt with
 
 	Device uint32 // its place in the policy
 	_      uint32

@@ -41,6 +41,7 @@ struct keeper {
 	uint32_t lost;         /* there is no connection, and a try to have one has failed */
 	uint32_t news;         /* a futex word: it changes when who waits for memory should look again */
 	uint32_t unsaid;       /* a report of memory that the socket had no room for */
+	uint64_t hosts;        /* the number of the last KERF_LEASE_HOST or TRIM that was dealt with; under tell */
 	struct orders orders[KERF_MAX_DEVICES];
 	unsigned spans;
 	struct span span[KERF_SPANS]; /* when there was work since the last drain, in order; under kerf_lanes_lock */

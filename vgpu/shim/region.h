@@ -169,8 +169,8 @@ struct kerf_welcome {
 struct kerf_lease {
 	uint32_t kind;
 	uint32_t flags;
-	uint64_t lease;          /* DRAIN, DRAINED: which. OUT, IN: a number that grows with each, by device. MEMORY: the last that was carried out */
-	uint64_t at;             /* DRAINED: when the work ended, CLOCK_MONOTONIC ns */
+	uint64_t lease;          /* DRAIN, DRAINED: which. OUT, IN: a number that grows with each, by device; HOST, TRIM likewise, for all devices. MEMORY: the last of OUT and IN that was carried out */
+	uint64_t at;             /* DRAINED: when the work ended, CLOCK_MONOTONIC ns. MEMORY: the last of HOST and TRIM that was dealt with */
 	uint32_t device;         /* its place in the policy */
 	uint32_t reserved0;
 	uint64_t memory;         /* bytes. OUT, IN, HOST: so many; MEMORY: resident, whole pages as the card holds them */

@@ -27,15 +27,13 @@ static struct device *device_of(const struct keeper *k, uint32_t index)
 
 /* --- reports -------------------------------------------------------------------------------------------------- */
 
-static void changed(struct device *d, uint64_t resident, uint64_t absent)
+static void tell(struct keeper *k, uint32_t device, uint64_t resident, uint64_t absent)
 {
-	struct keeper *k = kerf_keeper_of(d->share);
-	struct orders *o = k ? &k->orders[d->index] : NULL;
-	struct kerf_lease m = { .kind = KERF_LEASE_MEMORY, .device = (uint32_t)d->index, .memory = resident, .absent = absent, .host = host_bytes() };
+	struct orders *o = &k->orders[device];
+	struct kerf_lease m = { .kind = KERF_LEASE_MEMORY, .device = device, .memory = resident, .absent = absent, .host = host_bytes() };
 
-	if (!k)
-		return;
 	lock(&k->tell);
+	m.at = k->hosts;
 	m.flags = load_relaxed(&o->asking) != 0;
 	m.lease = load_relaxed(&o->done);
 	if (k->fd >= 0 && memcmp(&m, &o->told, sizeof m)) {
@@ -44,6 +42,21 @@ static void changed(struct device *d, uint64_t resident, uint64_t absent)
 		else
 			store_relaxed(&k->unsaid, 1);
 	}
+	unlock(&k->tell);
+}
+
+static void changed(struct device *d, uint64_t resident, uint64_t absent)
+{
+	struct keeper *k = kerf_keeper_of(d->share);
+
+	if (k)
+		tell(k, (uint32_t)d->index, resident, absent);
+}
+
+static void dealt_with(struct keeper *k, uint64_t number)
+{
+	lock(&k->tell);
+	k->hosts = number;
 	unlock(&k->tell);
 }
 
@@ -57,19 +70,25 @@ static void forget(struct keeper *k, struct orders *o)
 	unlock(&k->tell);
 }
 
+/* kerfd waits for a word on each of the share's devices, those too that this process does not see. */
 void kerf_orders_report(struct keeper *k, bool anew)
 {
+	uint32_t count = load_relaxed(&k->share->policy->device_count);
+
 	if (!(load_relaxed(&k->share->policy->flags) & KERF_POLICY_OVERCOMMIT))
 		return;
 	store_relaxed(&k->unsaid, 0);
-	for (int i = 0; i < kerf_device_count(); i++) {
-		struct device *d = kerf_device(i);
+	if (anew)
+		dealt_with(k, 0);
+	for (uint32_t i = 0; i < count && i < KERF_MAX_DEVICES; i++) {
+		struct device *d = device_of(k, i);
 
-		if (d->share != k->share)
-			continue;
 		if (anew)
-			forget(k, &k->orders[d->index]);
-		kerf_swap_report(d);
+			forget(k, &k->orders[i]);
+		if (d)
+			kerf_swap_report(d);
+		else
+			tell(k, i, 0, 0);
 	}
 }
 
@@ -158,11 +177,11 @@ void kerf_orders_heard(struct keeper *k, const struct kerf_lease *m, int fd)
 	switch (m->kind) {
 	case KERF_LEASE_OUT:
 		o->out += m->memory;
-		o->given = m->lease;
+		o->given = m->lease > o->given ? m->lease : o->given;
 		break;
 	case KERF_LEASE_IN:
 		o->in += m->memory;
-		o->given = m->lease;
+		o->given = m->lease > o->given ? m->lease : o->given;
 		break;
 	case KERF_LEASE_REFUSED:
 		fetch_add(&o->refused, 1);
@@ -171,10 +190,12 @@ void kerf_orders_heard(struct keeper *k, const struct kerf_lease *m, int fd)
 	case KERF_LEASE_HOST:
 		if (fd >= 0 && kerf_host_give(fd, m->memory))
 			kerf_host_pin(d);
+		dealt_with(k, m->lease);
 		kerf_swap_report(d);
 		break;
 	case KERF_LEASE_TRIM:
 		kerf_host_trim();
+		dealt_with(k, m->lease);
 		kerf_swap_report(d);
 		break;
 	}
@@ -196,8 +217,11 @@ bool kerf_orders_open(const struct keeper *k)
 	return false;
 }
 
+/* Work runs behind a gate that is not shut: an order to move memory out that comes then is an old one, and is left. kerfd sees
+ * that nothing moved. */
 void kerf_orders_carry_out(struct keeper *k)
 {
+	bool shut = __atomic_load_n(&k->share->policy->gate, __ATOMIC_SEQ_CST) == KERF_GATE_SHUT;
 	uint64_t moved;
 
 	for (int i = 0; i < kerf_device_count(); i++) {
@@ -206,7 +230,7 @@ void kerf_orders_carry_out(struct keeper *k)
 
 		if (d->share != k->share || !(o->out || o->in))
 			continue;
-		if (o->out)
+		if (o->out && shut)
 			kerf_swap_out(d, o->out, &moved);
 		if (o->in)
 			kerf_swap_in(d, o->in, &moved);
