@@ -2,6 +2,11 @@ package main
 
 import (
 	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -16,13 +21,43 @@ func swapPool(c SwapConfig) (node.Bytes, error) {
 		return 0, fmt.Errorf("read the size of this machine's memory: %w", err)
 	}
 	machine := node.Bytes(info.Totalram * uint64(info.Unit))
+	if limit := cgroupLimit("/"); limit < machine {
+		machine = limit - min(limit, ownMemory)
+	}
 	switch {
 	case c.HostMemory > machine:
-		return 0, fmt.Errorf("config: swap.hostMemory %s: asked for what is swapped out, this machine has %s; set less, or over-commit less", c.HostMemory, machine)
+		return 0, fmt.Errorf("config: swap.hostMemory %s: asked for what is swapped out, kerfd may have %s for that; set less, add memory, or raise the memory limit of kerfd's pod", c.HostMemory, machine)
 	case c.HostMemory > 0:
 		return c.HostMemory, nil
 	}
 	return machine / 2 / node.MiB * node.MiB, nil
+}
+
+// ownMemory is what kerfd itself needs of a limit.
+const ownMemory = 256 * node.MiB
+
+// cgroupLimit is the lowest memory limit of this process's control groups, of either version. A container sees its own as the root of
+// the hierarchy, or at its path.
+func cgroupLimit(root string) node.Bytes {
+	lowest := node.Bytes(math.MaxInt64)
+	text, _ := os.ReadFile(filepath.Join(root, "proc/self/cgroup"))
+	places := []string{""}
+	for line := range strings.Lines(string(text)) {
+		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 && (parts[1] == "" || parts[1] == "memory") {
+			for dir := parts[2]; dir != "/" && dir != "."; dir = filepath.Dir(dir) {
+				places = append(places, dir)
+			}
+		}
+	}
+	for _, dir := range places {
+		for _, file := range []string{filepath.Join(dir, "memory.max"), filepath.Join("memory", dir, "memory.limit_in_bytes")} {
+			text, err := os.ReadFile(filepath.Join(root, "sys/fs/cgroup", file))
+			if n, bad := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 63); err == nil && bad == nil {
+				lowest = min(lowest, node.Bytes(n))
+			}
+		}
+	}
+	return lowest
 }
 
 // limitOvercommit lowers what over-committed cards promise to what they and the pool can hold, each with an equal part of it and less what
