@@ -339,12 +339,15 @@ static nv_return processes(nv_device d, bool mps, unsigned *count, struct nv_pro
 	return listed(count, room, n);
 }
 
-#define LISTS(name, mps)                                                                                                                 \
-	NVML nv_return nvmlDeviceGet##name(nv_device d, unsigned *n, struct nv_process_v1 *p) { return processes(d, mps, n, NULL, p); }    \
-	NVML nv_return nvmlDeviceGet##name##_v2(nv_device d, unsigned *n, struct nv_process *p) { return processes(d, mps, n, p, NULL); } \
-	NVML nv_return nvmlDeviceGet##name##_v3(nv_device d, unsigned *n, struct nv_process *p) { return processes(d, mps, n, p, NULL); }
-LISTS(ComputeRunningProcesses, false)
-LISTS(MPSComputeRunningProcesses, true)
+/* Whole names: the generator of unsupported.c looks for them. */
+#define LIST_V1(function, mps) NVML nv_return function(nv_device d, unsigned *n, struct nv_process_v1 *p) { return processes(d, mps, n, NULL, p); }
+#define LIST(function, mps)    NVML nv_return function(nv_device d, unsigned *n, struct nv_process *p) { return processes(d, mps, n, p, NULL); }
+LIST_V1(nvmlDeviceGetComputeRunningProcesses, false)
+LIST(nvmlDeviceGetComputeRunningProcesses_v2, false)
+LIST(nvmlDeviceGetComputeRunningProcesses_v3, false)
+LIST_V1(nvmlDeviceGetMPSComputeRunningProcesses, true)
+LIST(nvmlDeviceGetMPSComputeRunningProcesses_v2, true)
+LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, true)
 
 /* Graphics are not simulated. */
 #define EMPTY_LIST(function)                                              \

@@ -23,7 +23,7 @@ var absent = []string{"nvmlDeviceSetMemoryLimits_v1", "nvmlDeviceGetMemoryLimits
 var (
 	declared = regexp.MustCompile(`DECLDIR\s+(nvml\w+)\s*\(`)
 	bound    = regexp.MustCompile(`\bC\.(nvml\w+)\(`)
-	defined  = regexp.MustCompile(`(?m)^(?:NVML [^(]*?|[A-Z_]+\()(nvml\w+)\b`)
+	defined  = regexp.MustCompile(`(?m)^(?:NVML [^(]*?|[A-Z_0-9]+\()(nvml\w+)\b`)
 )
 
 func main() {
