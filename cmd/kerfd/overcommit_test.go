@@ -124,7 +124,7 @@ func TestOvercommitIdle(t *testing.T) {
 	}
 	// A stopped program does not answer: the drain times out, and nothing of it can be moved. Others have what is left.
 	small := d.trains(300 * node.MiB)
-	d.allGoOn2("another runs beside it", small)
+	d.goesOn("another runs beside it", small)
 	if err := syscall.Kill(-idle.Process.Pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -135,8 +135,8 @@ func TestOvercommitIdle(t *testing.T) {
 	}
 }
 
-// allGoOn2 waits until one program has had GPU time since the call.
-func (d *daemon) allGoOn2(what string, p *trainer) {
+// goesOn waits until one program has had GPU time since the call.
+func (d *daemon) goesOn(what string, p *trainer) {
 	d.t.Helper()
 	own := func() (ms uint64) {
 		for _, s := range d.state().Shares {

@@ -67,11 +67,12 @@ func (l *lessor) remember(id string, slot int, m region.Lease) {
 	client.hears(m, 2*node.Bytes(own.limit(m.Device)))
 	place := t.GPUs[m.Device]
 	l.moved[place]++
-	l.shortfall(t, slot, place, m, m.Lease < client.orders[m.Device])
-	l.step(MemoryIs{
+	report := MemoryIs{
 		Tenant: id, Process: slot, GPU: place, Resident: node.Bytes(m.Memory), Absent: node.Bytes(m.Absent),
 		Asking: m.Flags&1 != 0, Moving: m.Lease < client.orders[m.Device],
-	})
+	}
+	l.shortfall(t, report)
+	l.step(report)
 }
 
 // hears takes what a process says of its host memory. It has no more than it was given, and what it was given counts until it says that
@@ -107,15 +108,15 @@ func (l *lessor) believable(t *tenancy, own *lessee, slot int, m region.Lease) (
 }
 
 // shortfall notes an order that was carried out in part. It is tried again, and what stands in the way is mostly found by then.
-func (l *lessor) shortfall(t *tenancy, slot, place int, m region.Lease, moving bool) {
-	p := t.process(slot)
-	if p == nil || moving {
+func (l *lessor) shortfall(t *tenancy, e MemoryIs) {
+	p := t.process(e.Process)
+	if p == nil || e.Moving {
 		return
 	}
-	was := p.memory[place]
-	was.report(node.Bytes(m.Memory), node.Bytes(m.Absent))
-	if was.in+was.out > 0 {
-		go l.notify(Event{Kind: MoveShort, Share: t.ID, Message: fmt.Sprintf("%s were to be moved in and %s out, and are not: the card, or the host memory for it, is fuller than was known", was.in, was.out)})
+	m := p.memory[e.GPU] // as Step will have it
+	m.report(e.Resident, e.Absent)
+	if in, out := m.in, m.out; !m.settled() {
+		go l.notify(Event{Kind: MoveShort, Share: t.ID, Message: fmt.Sprintf("%s were to be moved in and %s out, and are not: the card, or the host memory for it, is fuller than was known", in, out)})
 	}
 }
 

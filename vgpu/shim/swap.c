@@ -395,18 +395,25 @@ CUresult kerf_swap_in(struct device *d, uint64_t bytes, uint64_t *moved)
 	return r;
 }
 
+/* In the context of whatever memory there is. */
+static bool begin_anywhere(struct move *m, struct device *d)
+{
+	struct piece *p;
+
+	for (p = swap_stock(d)->first; p && p->area->ends; p = p->newer)
+		;
+	return p && begin(m, d, p->area->ctx) == CUDA_SUCCESS;
+}
+
 bool kerf_swap_prepare(struct device *d, uint64_t bytes)
 {
 	uint64_t limit = load_relaxed(&d->share->policy->device[d->index].host_limit);
-	struct piece *p;
 	struct move m;
 	bool more = false;
 
 	kerf_depth++;
 	lock(&swap_lock);
-	for (p = swap_stock(d)->first; p && p->area->ends; p = p->newer)
-		;
-	if (p && begin(&m, d, p->area->ctx) == CUDA_SUCCESS) {
+	if (begin_anywhere(&m, d)) {
 		more = host_more(bytes, limit, m.by->ctx);
 		end(&m);
 	}
@@ -417,14 +424,11 @@ bool kerf_swap_prepare(struct device *d, uint64_t bytes)
 
 void kerf_host_pin(struct device *d)
 {
-	struct piece *p;
 	struct move m;
 
 	kerf_depth++;
 	lock(&swap_lock);
-	for (p = swap_stock(d)->first; p && p->area->ends; p = p->newer)
-		;
-	if (p && begin(&m, d, p->area->ctx) == CUDA_SUCCESS) {
+	if (begin_anywhere(&m, d)) {
 		host_pin_all(m.by->ctx);
 		end(&m);
 	}

@@ -30,8 +30,8 @@
  *              piece. changed() of the arbiter, if it is set, tells where memory is after every change and every piece that
  *              has moved, so that another process's in can begin while this out goes on; swap_lock is held then: it
  *              must neither wait nor call anything here.
- *   Ahead.     Page-locking host memory takes longer than a copy to it. kerf_swap_prepare, while the tenant runs, makes
- *              the pool as large as said, by one region a call.
+ *   Ahead.     Page-locking host memory takes longer than a copy to it. kerf_host_pin locks what kerfd gave; where nobody gives,
+ *              kerf_swap_prepare, while the tenant runs, makes the pool as large as said, by one region a call.
  *   Asking.    With kerf_swap_arbiter set, ask() is called before an allocation is made and on its thread, with no lock held; its
  *              pieces are there, and fresh: say so, wait until BringIn has come and kerf_swap_whole(d), return success: two
  *              threads may ask at once, and the first answer need not be for the first asker. CUDA_ERROR_OUT_OF_MEMORY on
