@@ -159,7 +159,10 @@ type bucket struct{ seconds, calls float64 }
 // histogram is kerfd's own of the time inside the driver.
 type histogram []bucket
 
-const prepareMetric = "kerf_dra_prepare_seconds_bucket"
+const (
+	prepareMetric = "kerf_dra_prepare_seconds_bucket"
+	gpuDriver     = "gpu.kerf.dev" // of the drivers of a node, which have the same metrics
+)
 
 // histogram asks the node's kerfd.
 func (c *clusterUnderTest) histogram(ctx context.Context) (h histogram, err error) {
@@ -184,7 +187,7 @@ func (c *clusterUnderTest) histogram(ctx context.Context) (h histogram, err erro
 func readHistogram(r io.Reader) (h histogram, err error) {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		rest, ours := strings.CutPrefix(lines.Text(), prepareMetric+`{le="`)
+		rest, ours := strings.CutPrefix(lines.Text(), prepareMetric+`{driver="`+gpuDriver+`",le="`)
 		bound, count, whole := strings.Cut(rest, `"} `)
 		if !ours || !whole {
 			continue

@@ -12,43 +12,49 @@ import (
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
-// pcieRootPort is shared with Kerf's NICs: devices with the same one can talk without the CPU. It is in a domain of its own,
+// PCIeRootPort is shared with Kerf's NICs: devices with the same one can talk without the CPU. It is in a domain of its own,
 // since an attribute of one driver's domain cannot be matched with another's.
-const pcieRootPort = "kerf.dev/pcieRootPort"
+const PCIeRootPort = "kerf.dev/pcieRootPort"
 
 // maxText is the API's limit for a text attribute.
 const maxText = 64
 
-type attributeMap map[resourceapi.QualifiedName]resourceapi.DeviceAttribute
+// Attributes are those of one device. What is empty, or not known, is left out.
+type Attributes map[resourceapi.QualifiedName]resourceapi.DeviceAttribute
 
 // attributes is what CEL selectors can ask about a card. A selector that names an attribute which a device does not have ends the
 // whole scheduling attempt, so what has a value on any card has one on every card, and has the same type on all of them. Left out
 // are only what the node does not know: the NUMA node, the PCIe root, a driver version that is none.
-func attributes(c Card, options Options) attributeMap {
-	a := attributeMap{}
-	a.text("type", "gpu")
-	a.text("uuid", c.UUID.String())
-	a.text("productName", c.ProductName)
-	a.text("architecture", c.Architecture)
-	a.version("computeCapability", c.Compute.String())
-	a.version("driverVersion", c.DriverVersion)
-	a.version("cudaDriverVersion", c.CUDAVersion.String())
-	a.text("mode", string(c.mode()))
-	a.number("overcommitPercent", overcommit(c))
-	a.flag("mps", c.mode() == share.ModeVGPU && c.Share.NoMPS == "") // tier mps can be had, unless shares of tier time are there
-	a.flag("simulated", c.Simulated)
-	a.text("backend", options.Backend)
-	a.text(deviceattribute.StandardDeviceAttributePCIeRoot, c.Path.Root)
-	if !c.PCI.IsZero() {
-		a.text(deviceattribute.StandardDeviceAttributePCIBusID, c.PCI.String())
-	}
-	if port := c.Path.RootPort(); !port.IsZero() {
-		a.text(pcieRootPort, port.String())
-	}
-	if c.NUMA >= 0 { // −1 is unknown, and would match every other unknown
-		a.number(deviceattribute.StandardDeviceAttributeNUMANode, int64(c.NUMA))
-	}
+func attributes(c Card, options Options) Attributes {
+	a := Attributes{}
+	a.Text("type", "gpu")
+	a.Text("uuid", c.UUID.String())
+	a.Text("productName", c.ProductName)
+	a.Text("architecture", c.Architecture)
+	a.Version("computeCapability", c.Compute.String())
+	a.Version("driverVersion", c.DriverVersion)
+	a.Version("cudaDriverVersion", c.CUDAVersion.String())
+	a.Text("mode", string(c.mode()))
+	a.Number("overcommitPercent", overcommit(c))
+	a.Flag("mps", c.mode() == share.ModeVGPU && c.Share.NoMPS == "") // tier mps can be had, unless shares of tier time are there
+	a.Flag("simulated", c.Simulated)
+	a.Text("backend", options.Backend)
+	a.Place(c.PCI, c.Path, c.NUMA)
 	return a
+}
+
+// Place adds where a PCI device sits, in the words that claims match over drivers.
+func (a Attributes) Place(address node.PCIAddress, path node.PCIePath, numa int) {
+	a.Text(deviceattribute.StandardDeviceAttributePCIeRoot, path.Root)
+	if !address.IsZero() {
+		a.Text(deviceattribute.StandardDeviceAttributePCIBusID, address.String())
+	}
+	if port := path.RootPort(); !port.IsZero() {
+		a.Text(PCIeRootPort, port.String())
+	}
+	if numa >= 0 { // −1 is unknown, and would match every other unknown
+		a.Number(deviceattribute.StandardDeviceAttributeNUMANode, int64(numa))
+	}
 }
 
 // overcommit is 100 where guarantees fit the card, so that selectors can compare on every node.
@@ -59,7 +65,8 @@ func overcommit(c Card) int64 {
 	return max(100, int64(c.Share.Overcommit))
 }
 
-func (a attributeMap) text(name resourceapi.QualifiedName, value string) {
+// Text adds a text, cut to what the API takes.
+func (a Attributes) Text(name resourceapi.QualifiedName, value string) {
 	if value == "" {
 		return
 	}
@@ -67,15 +74,18 @@ func (a attributeMap) text(name resourceapi.QualifiedName, value string) {
 	a[name] = resourceapi.DeviceAttribute{StringValue: &value}
 }
 
-func (a attributeMap) number(name resourceapi.QualifiedName, value int64) {
+// Number adds an integer.
+func (a Attributes) Number(name resourceapi.QualifiedName, value int64) {
 	a[name] = resourceapi.DeviceAttribute{IntValue: &value}
 }
 
-func (a attributeMap) flag(name resourceapi.QualifiedName, value bool) {
+// Flag adds a boolean.
+func (a Attributes) Flag(name resourceapi.QualifiedName, value bool) {
 	a[name] = resourceapi.DeviceAttribute{BoolValue: &value}
 }
 
-func (a attributeMap) version(name resourceapi.QualifiedName, value string) {
+// Version adds a version; what is none is left out.
+func (a Attributes) Version(name resourceapi.QualifiedName, value string) {
 	if v, ok := semver(value); ok {
 		a[name] = resourceapi.DeviceAttribute{VersionValue: &v}
 	}
@@ -100,8 +110,8 @@ func semver(vendor string) (string, bool) {
 }
 
 // share adds what one share has, for the file that a workload reads.
-func (a attributeMap) share(memory, limit node.Bytes, cores node.Percent) {
-	a.number("memoryMiB", int64(memory/node.MiB))
-	a.number("memoryLimitMiB", int64(max(memory, limit)/node.MiB))
-	a.number("cores", int64(cores))
+func (a Attributes) share(memory, limit node.Bytes, cores node.Percent) {
+	a.Number("memoryMiB", int64(memory/node.MiB))
+	a.Number("memoryLimitMiB", int64(max(memory, limit)/node.MiB))
+	a.Number("cores", int64(cores))
 }

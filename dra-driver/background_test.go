@@ -332,12 +332,12 @@ func TestMetadataIsSwept(t *testing.T) {
 	before := files()
 	d := k.driver
 	// As the sweep does once it has dropped an orphan.
-	gone := owner(orphan)
+	gone := Owner(orphan)
 	if err := errors.Join(k.shares.Drop(t.Context(), gone.UID), d.forgetMetadata(gone)); err != nil {
 		t.Fatal(err)
 	}
 	// A claim that was replaced by one of its name: the directory is the later one's.
-	later := owner(replaced)
+	later := Owner(replaced)
 	later.UID = "later"
 	if err := d.forgetMetadata(later); err != nil {
 		t.Fatal(err)

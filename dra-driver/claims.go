@@ -22,8 +22,8 @@ type allocation struct {
 	ask    ledger.Ask
 }
 
-// owner is the claim as the ledger knows it.
-func owner(claim *resourceapi.ResourceClaim) ledger.Owner {
+// Owner is the claim as the ledger knows it.
+func Owner(claim *resourceapi.ResourceClaim) ledger.Owner {
 	return ledger.Owner{UID: string(claim.UID), Namespace: claim.Namespace, Name: claim.Name}
 }
 
@@ -164,21 +164,32 @@ func within[T ~uint64 | ~int](name resourceapi.QualifiedName, q resource.Quantit
 // that are alternatives of another one. Other drivers' configurations are theirs.
 func configured(configs []resourceapi.DeviceAllocationConfiguration, result resourceapi.DeviceRequestAllocationResult) (ShareConfig, error) {
 	var class, claim ShareConfig
-	for _, c := range resourceclaim.ConfigForResult(configs, result) {
-		if c.Opaque.Driver != DriverName {
-			continue
-		}
-		decoded, err := DecodeConfig(c.Opaque.Parameters.Raw)
-		if err != nil {
-			return ShareConfig{}, fmt.Errorf("config from the %s: %w", author(c.Source), err)
-		}
-		if c.Source == resourceapi.AllocationConfigSourceClass {
+	err := Configs(DriverName, configs, result, func(raw []byte, fromClass bool) error {
+		decoded, err := DecodeConfig(raw)
+		if fromClass {
 			class = class.overlay(decoded)
 		} else {
 			claim = claim.overlay(decoded)
 		}
+		return err
+	})
+	if err != nil {
+		return ShareConfig{}, err
 	}
 	return class.Tighten(claim)
+}
+
+// Configs hands over each opaque configuration for one result that is a driver's, in order.
+func Configs(driver string, configs []resourceapi.DeviceAllocationConfiguration, result resourceapi.DeviceRequestAllocationResult, each func(raw []byte, fromClass bool) error) error {
+	for _, c := range resourceclaim.ConfigForResult(configs, result) {
+		if c.Opaque.Driver != driver {
+			continue
+		}
+		if err := each(c.Opaque.Parameters.Raw, c.Source == resourceapi.AllocationConfigSourceClass); err != nil {
+			return fmt.Errorf("config from the %s: %w", author(c.Source), err)
+		}
+	}
+	return nil
 }
 
 func author(source resourceapi.AllocationConfigSource) string {

@@ -106,23 +106,15 @@ func DecodeConfig(data []byte) (ShareConfig, error) {
 }
 
 func decodeConfig(data []byte) (c ShareConfig, err error) {
-	switch {
-	case len(data) > maxConfig:
-		return c, fmt.Errorf("%d bytes: Kubernetes takes %d; leave out what is no field", len(data), maxConfig)
-	case !utf8.Valid(data):
-		return c, errors.New("the text is not UTF-8; write it anew")
-	}
-	members, err := members(data)
+	members, err := Members(data, ConfigAPIVersion, ConfigKind)
 	if err != nil {
 		return c, err
 	}
-	if err := identity(members, &c); err != nil {
-		return c, err
-	}
+	c.APIVersion, c.Kind = ConfigAPIVersion, ConfigKind
 	for _, name := range sortedKeys(members) {
 		i := slices.IndexFunc(fields, func(f field) bool { return f.name == name })
 		if i < 0 {
-			return c, fmt.Errorf("%s: no such field in %s; the fields are %s", clip(name), ConfigAPIVersion, fieldNames())
+			return c, fmt.Errorf("%s: no such field in %s; the fields are %s", Clip(name), ConfigAPIVersion, fieldNames())
 		}
 		if err := fields[i].decode(members[name], &c); err != nil {
 			return c, err
@@ -131,12 +123,28 @@ func decodeConfig(data []byte) (c ShareConfig, err error) {
 	return c, c.Validate()
 }
 
+// Members reads the fields of an opaque configuration strictly: of the given version and kind, which are not among the result, and each
+// field once.
+func Members(data []byte, apiVersion, kind string) (map[string]json.RawMessage, error) {
+	switch {
+	case len(data) > maxConfig:
+		return nil, fmt.Errorf("%d bytes: Kubernetes takes %d; leave out what is no field", len(data), maxConfig)
+	case !utf8.Valid(data):
+		return nil, errors.New("the text is not UTF-8; write it anew")
+	}
+	found, err := members(data, fmt.Sprintf("write apiVersion: %s, kind: %s and fields", apiVersion, kind))
+	if err != nil {
+		return nil, err
+	}
+	return found, identity(found, apiVersion, kind)
+}
+
 // members splits a JSON object. encoding/json by itself takes the last of two equal keys, matches keys without
 // regard to case, and ignores what follows.
-func members(data []byte) (map[string]json.RawMessage, error) {
+func members(data []byte, fix string) (map[string]json.RawMessage, error) {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	if open, err := decoder.Token(); err != nil || open != json.Delim('{') {
-		return nil, fmt.Errorf("%s: not a JSON object; write apiVersion: %s, kind: %s and fields", clip(string(data)), ConfigAPIVersion, ConfigKind)
+		return nil, fmt.Errorf("%s: not a JSON object; %s", Clip(string(data)), fix)
 	}
 	found := make(map[string]json.RawMessage)
 	for decoder.More() {
@@ -147,10 +155,10 @@ func members(data []byte) (map[string]json.RawMessage, error) {
 		name, _ := key.(string) // an object's keys are text, or Token fails
 		var value json.RawMessage
 		if err := decoder.Decode(&value); err != nil {
-			return nil, fmt.Errorf("not JSON after %s: %w", clip(name), err)
+			return nil, fmt.Errorf("not JSON after %s: %w", Clip(name), err)
 		}
 		if _, twice := found[name]; twice {
-			return nil, fmt.Errorf("%s: written twice; leave one out", clip(name))
+			return nil, fmt.Errorf("%s: written twice; leave one out", Clip(name))
 		}
 		found[name] = value
 	}
@@ -164,17 +172,15 @@ func members(data []byte) (map[string]json.RawMessage, error) {
 }
 
 // identity takes apiVersion and kind from the members.
-func identity(members map[string]json.RawMessage, c *ShareConfig) error {
-	for _, want := range []struct {
-		name, value string
-		into        *string
-	}{{"apiVersion", ConfigAPIVersion, &c.APIVersion}, {"kind", ConfigKind, &c.Kind}} {
+func identity(members map[string]json.RawMessage, apiVersion, kind string) error {
+	for _, want := range []struct{ name, value string }{{"apiVersion", apiVersion}, {"kind", kind}} {
 		raw, ok := members[want.name]
 		if !ok {
 			return fmt.Errorf("%s: missing; write %s: %s", want.name, want.name, want.value)
 		}
-		if err := json.Unmarshal(raw, want.into); err != nil || *want.into != want.value {
-			return fmt.Errorf("%s %s: not known to this driver; write %s", want.name, clip(string(raw)), want.value)
+		var said string
+		if err := json.Unmarshal(raw, &said); err != nil || said != want.value {
+			return fmt.Errorf("%s %s: not known to this driver; write %s", want.name, Clip(string(raw)), want.value)
 		}
 		delete(members, want.name)
 	}
@@ -183,7 +189,7 @@ func identity(members map[string]json.RawMessage, c *ShareConfig) error {
 
 func (f field) decode(raw json.RawMessage, c *ShareConfig) error {
 	fail := func(problem string) error {
-		return fmt.Errorf("%s %s: %s; write %s, or leave the field out", f.name, clip(string(raw)), problem, f.example())
+		return fmt.Errorf("%s %s: %s; write %s, or leave the field out", f.name, Clip(string(raw)), problem, f.example())
 	}
 	text := ""
 	if f.kind != boolean && (raw[0] != '"' || json.Unmarshal(raw, &text) != nil) {
@@ -262,7 +268,7 @@ func knownWord[T ~string](f field, value *T) error {
 	if value == nil || slices.Contains(f.words, string(*value)) {
 		return nil
 	}
-	return fmt.Errorf("%s %q: not known; write %s, or leave the field out", f.name, clip(string(*value)), f.example())
+	return fmt.Errorf("%s %q: not known; write %s, or leave the field out", f.name, Clip(string(*value)), f.example())
 }
 
 func (f field) example() string {
@@ -285,8 +291,8 @@ func fieldNames() string {
 	return strings.Join(names, ", ")
 }
 
-// clip keeps a user's text short enough for an event, which has 1 KiB for everything.
-func clip(text string) string {
+// Clip keeps a user's text short enough for an event, which has 1 KiB for everything.
+func Clip(text string) string {
 	if len(text) <= 60 {
 		return text
 	}

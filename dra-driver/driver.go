@@ -18,37 +18,44 @@ import (
 	"k8s.io/dynamic-resource-allocation/resourceslice"
 )
 
-// Config is what the driver needs of the daemon around it.
-type Config struct {
+// Node is what any driver needs of the daemon around it.
+type Node struct {
 	NodeName   string
 	Client     kubernetes.Interface
 	KubeletDir string // empty: /var/lib/kubelet. The same path on the host and here
 	CDIDir     string // where the files that tell a workload of its share are announced; empty: no such files
 	// PodUID, where set, lets two pods of a DaemonSet overlap while it is updated; it needs a kubelet from 1.33 on.
-	PodUID  string
-	Options Options
+	PodUID string
 
-	Shares  Shares
-	Cards   func() []Card   // what there is now; it must not block
-	Changed <-chan struct{} // look at Cards again
+	Changed <-chan struct{} // look at the devices again
 	Report  func(error)     // errors in the background, which nobody else hears of
+}
+
+// Config is what the driver of GPUs needs.
+type Config struct {
+	Node
+
+	Options Options
+	Shares  Shares
+	Cards   func() []Card // what there is now; it must not block
 }
 
 // apiTimeout is for one call to the API server.
 const apiTimeout = 10 * time.Second
 
-func (c Config) report(err error) {
-	if c.Report != nil {
-		c.Report(err)
+func (n Node) report(err error) {
+	if n.Report != nil {
+		n.Report(err)
 	}
 }
 
-func (c Config) registryDir() string { return filepath.Join(c.KubeletDir, "plugins_registry") }
-func (c Config) dataDir() string     { return filepath.Join(c.KubeletDir, "plugins", DriverName) }
+func (n Node) registryDir() string { return filepath.Join(n.KubeletDir, "plugins_registry") }
 
-// Driver is one node's DRA driver.
+// Driver is one node's DRA driver of one kind of devices.
 type Driver struct {
-	config     Config
+	name       string // gpu.kerf.dev, say
+	config     Node
+	kind       Kind
 	metrics    metrics
 	status     *statuses
 	changed    broadcast
@@ -57,23 +64,34 @@ type Driver struct {
 	fatal      chan error // an error after which the driver is of no use
 }
 
-// New checks the configuration. It starts nothing.
+// New is the driver of GPUs. It checks the configuration, and starts nothing.
 func New(config Config) (*Driver, error) {
+	switch {
+	case config.Shares == nil || config.Cards == nil:
+		return nil, errors.New("DRA driver: Shares and Cards are needed")
+	case config.Options.Order != "" && config.Options.Order != Binpack && config.Options.Order != Spread:
+		return nil, fmt.Errorf("DRA driver: order %q: not known; write binpack or spread", config.Options.Order)
+	}
+	return NewOf(DriverName, &gpuKind{config}, config.Node)
+}
+
+// NewOf is a driver of any kind of devices. It checks the configuration, and starts nothing.
+func NewOf(name string, kind Kind, config Node) (*Driver, error) {
 	if config.KubeletDir == "" {
 		config.KubeletDir = "/var/lib/kubelet"
 	}
 	switch {
 	case config.NodeName == "":
 		return nil, errors.New("DRA driver: no node name; set kubernetes.nodeName, or NODE_NAME from the field spec.nodeName of the pod")
-	case config.Client == nil || config.Shares == nil || config.Cards == nil:
-		return nil, errors.New("DRA driver: Client, Shares and Cards are needed")
-	case config.Options.Order != "" && config.Options.Order != Binpack && config.Options.Order != Spread:
-		return nil, fmt.Errorf("DRA driver: order %q: not known; write binpack or spread", config.Options.Order)
+	case config.Client == nil:
+		return nil, errors.New("DRA driver: a Client is needed")
 	}
-	d := &Driver{config: config, status: newStatuses(), fatal: make(chan error, 1)}
-	d.metrics = newMetrics(config.Shares)
+	d := &Driver{name: name, config: config, kind: kind, status: newStatuses(name), fatal: make(chan error, 1)}
+	d.metrics = newMetrics(name, kind)
 	return d, nil
 }
+
+func (d *Driver) dataDir() string { return filepath.Join(d.config.KubeletDir, "plugins", d.name) }
 
 // Run serves kubelet until ctx ends. The API server may be away: what kubelet asks is answered as far as it can be, and what there
 // is to publish waits.
@@ -85,7 +103,7 @@ func (d *Driver) Run(ctx context.Context) error {
 		return err
 	}
 	// Before kubelet is served, and by a kerfd that has the ledger: so who is no owner now has no files.
-	d.reportFailed("sweep", errors.Join(d.sweepMetadata(d.config.Shares.Owners()), d.sweepTemporary(time.Now())))
+	d.reportFailed("sweep", errors.Join(d.sweepMetadata(d.kind.Owners()), d.sweepTemporary(time.Now())))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	helper, err := kubeletplugin.Start(ctx, d, d.options()...)
@@ -114,12 +132,12 @@ func (d *Driver) Run(ctx context.Context) error {
 
 func (d *Driver) options() []kubeletplugin.Option {
 	options := []kubeletplugin.Option{
-		kubeletplugin.DriverName(DriverName),
+		kubeletplugin.DriverName(d.name),
 		kubeletplugin.NodeName(d.config.NodeName),
 		kubeletplugin.KubeClient(d.config.Client),
 		kubeletplugin.RegistrarDirectoryPath(d.config.registryDir()),
-		kubeletplugin.PluginDataDirectoryPath(d.config.dataDir()),
-		kubeletplugin.Serialize(false), // Shares has locks of its own
+		kubeletplugin.PluginDataDirectoryPath(d.dataDir()),
+		kubeletplugin.Serialize(false), // the kind has locks of its own
 		kubeletplugin.GRPCInterceptor(d.watchRegistration),
 		kubeletplugin.GRPCInterceptor(d.recoverCall),
 		kubeletplugin.RollingUpdate(types.UID(d.config.PodUID)),
@@ -134,7 +152,7 @@ func (d *Driver) makeDirs() error {
 	if _, err := os.Stat(d.config.KubeletDir); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("DRA driver: kubelet's directory %s is not here; mount it from the host, or set kubernetes.kubeletDir to kubelet's --root-dir", d.config.KubeletDir)
 	}
-	for _, dir := range []string{d.config.registryDir(), d.config.dataDir()} {
+	for _, dir := range []string{d.config.registryDir(), d.dataDir()} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return fmt.Errorf("DRA driver: %w; kerfd must be able to write there", err)
 		}
@@ -193,7 +211,7 @@ func (b *broadcast) fire() {
 	}
 }
 
-// relayChanges gives the daemon's one signal to all who look at the cards.
+// relayChanges gives the daemon's one signal to all who look at the devices.
 func (d *Driver) relayChanges(ctx context.Context) {
 	for {
 		select {

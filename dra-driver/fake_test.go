@@ -161,11 +161,12 @@ func nameSlices() clienttesting.ReactionFunc {
 }
 
 func (k *kubelet) config() Config {
-	return Config{NodeName: testNode, Client: k.client, KubeletDir: k.dir, Shares: k.shares, Cards: k.shares.Cards, Changed: k.changed, Report: func(err error) {
+	node := Node{NodeName: testNode, Client: k.client, KubeletDir: k.dir, Changed: k.changed, Report: func(err error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.reports = append(k.reports, err)
 	}}
+	return Config{Node: node, Shares: k.shares, Cards: k.shares.Cards}
 }
 
 func (k *kubelet) reported() []error {

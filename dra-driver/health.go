@@ -27,7 +27,7 @@ func (d *Driver) WatchHealthStatus(ctx context.Context, reports chan<- kubeletpl
 	ticker := time.NewTicker(healthInterval)
 	defer ticker.Stop()
 	var last []kubeletplugin.DeviceHealth
-	for due := true; ; { // each new share is a change of the cards, and seldom one of their health
+	for due := true; ; { // each new share is a change of the devices, and seldom one of their health
 		changed := d.changed.wait()
 		report := d.health(time.Now())
 		if due || !slices.EqualFunc(last, report.Devices, sameHealth) {
@@ -62,21 +62,18 @@ func (d *Driver) health(now time.Time) (report kubeletplugin.DeviceHealthReport)
 		d.seen.devices = make(map[string]struct{})
 	}
 	here := make(map[string]struct{})
-	add := func(device string, health kubeletplugin.HealthStatus, message string) {
-		here[device] = struct{}{}
-		report.Devices = append(report.Devices, kubeletplugin.DeviceHealth{PoolName: d.config.NodeName, DeviceName: device, Health: health,
-			Message: message, LastUpdated: now, HealthCheckTimeout: 3 * healthInterval})
+	add := func(h DeviceHealth) {
+		here[h.Device] = struct{}{}
+		report.Devices = append(report.Devices, kubeletplugin.DeviceHealth{PoolName: d.config.NodeName, DeviceName: h.Device, Health: h.Health,
+			Message: h.Message, LastUpdated: now, HealthCheckTimeout: 3 * healthInterval})
 	}
-	for _, c := range ordered(distinct(d.config.Cards()), Binpack) {
-		health, message := healthOf(c)
-		for _, device := range deviceNames(c) {
-			add(device, health, message)
-			d.seen.devices[device] = struct{}{}
-		}
+	for _, h := range d.kind.Health() {
+		add(h)
+		d.seen.devices[h.Device] = struct{}{}
 	}
 	for _, device := range sortedKeys(d.seen.devices) {
 		if _, ok := here[device]; !ok {
-			add(device, kubeletplugin.HealthStatusUnknown, "this device is not on the node any more; kerf doctor tells of each card")
+			add(DeviceHealth{device, kubeletplugin.HealthStatusUnknown, "this device is not on the node any more; kerf doctor tells of each"})
 		}
 	}
 	return report

@@ -30,7 +30,7 @@ func metadataOptions(cdiDir string) []kubeletplugin.Option {
 
 // metadataDir has a directory for each claim, as the library names it.
 func (d *Driver) metadataDir() string {
-	return filepath.Join(d.config.dataDir(), "dra-device-metadata")
+	return filepath.Join(d.dataDir(), "dra-device-metadata")
 }
 
 func metadataName(o ledger.Owner) string { return o.Namespace + "_" + o.Name }
@@ -47,7 +47,7 @@ func (d *Driver) sweepMetadata(owners []ledger.Owner) error {
 
 // forgetMetadata removes the files of one claim. Its directory may be that of a later claim with its name.
 func (d *Driver) forgetMetadata(gone ledger.Owner) error {
-	again := slices.ContainsFunc(d.config.Shares.Owners(), func(o ledger.Owner) bool { return metadataName(o) == metadataName(gone) })
+	again := slices.ContainsFunc(d.kind.Owners(), func(o ledger.Owner) bool { return metadataName(o) == metadataName(gone) })
 	return d.removeMetadata(func(uid string) bool { return uid == gone.UID }, func(name string) bool { return name == metadataName(gone) && !again })
 }
 
@@ -55,7 +55,7 @@ func (d *Driver) removeMetadata(goneUID, goneName func(string) bool) error {
 	if d.config.CDIDir == "" {
 		return nil
 	}
-	prefix := DriverName + "_metadata_"
+	prefix := d.name + "_metadata_"
 	specs, err := filepath.Glob(filepath.Join(d.config.CDIDir, prefix+"*.json"))
 	errs := []error{err}
 	for _, file := range specs {
@@ -92,7 +92,7 @@ func (d *Driver) sweepTemporary(now time.Time) error {
 	if d.config.CDIDir == "" {
 		return nil
 	}
-	inSpecs, err1 := filepath.Glob(durable.Temporary(filepath.Join(d.config.CDIDir, DriverName+"_metadata_*")))
+	inSpecs, err1 := filepath.Glob(durable.Temporary(filepath.Join(d.config.CDIDir, d.name+"_metadata_*")))
 	inClaims, err2 := filepath.Glob(durable.Temporary(filepath.Join(d.metadataDir(), "*", "*", "metadata.json")))
 	errs := []error{err1, err2}
 	for _, file := range append(inSpecs, inClaims...) {

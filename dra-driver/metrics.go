@@ -12,15 +12,17 @@ type metrics struct {
 	claims  prometheus.GaugeFunc
 }
 
-func newMetrics(shares Shares) metrics {
+// newMetrics: the drivers of a node have the same metrics, told apart by their label.
+func newMetrics(driver string, kind Kind) metrics {
+	labels := prometheus.Labels{"driver": driver}
 	return metrics{
-		prepare: prometheus.NewHistogram(prometheus.HistogramOpts{
+		prepare: prometheus.NewHistogram(prometheus.HistogramOpts{ConstLabels: labels,
 			Name: "kerf_dra_prepare_seconds", Help: "Time in which the claims of one call of kubelet were prepared, without the library's own.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}), // the promise is 10 ms for half, and 50 ms for 99 of 100
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{ConstLabels: labels,
 			Name: "kerf_dra_errors_total", Help: "Errors, by what failed: prepare, unprepare, publish, dropped, register, status, sweep, panic."}, []string{"kind"}),
-		claims: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "kerf_dra_prepared_claims", Help: "Claims that hold shares."}, func() float64 { return float64(len(shares.Owners())) }),
+		claims: prometheus.NewGaugeFunc(prometheus.GaugeOpts{ConstLabels: labels,
+			Name: "kerf_dra_prepared_claims", Help: "Claims that hold devices."}, func() float64 { return float64(len(kind.Owners())) }),
 	}
 }
 

@@ -40,10 +40,10 @@ func placements(c Card, base resourceapi.Device) (devices []resourceapi.Device, 
 		}
 		d := *base.DeepCopy()
 		d.Name = placementName(c, p.at)
-		a := attributeMap(d.Attributes)
-		a.text("type", "mig")
-		a.text("profile", p.profile.Name)
-		a.number("multiprocessors", int64(p.profile.SMs))
+		a := Attributes(d.Attributes)
+		a.Text("type", "mig")
+		a.Text("profile", p.profile.Name)
+		a.Number("multiprocessors", int64(p.profile.SMs))
 		d.Capacity = whole(p.profile.Memory)
 		consumed := consumption(p)
 		d.ConsumesCounters = []resourceapi.DeviceCounterConsumption{{CounterSet: set.Name, Counters: consumed}}

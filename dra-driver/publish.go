@@ -14,7 +14,7 @@ type publisher interface {
 	PublishResources(ctx context.Context, resources resourceslice.DriverResources) error
 }
 
-// publishDebounce gathers changes: a driver that loses its cards loses them one by one, and each write goes to every scheduler.
+// publishDebounce gathers changes: a driver that loses its devices loses them one by one, and each write goes to every scheduler.
 const publishDebounce = 250 * time.Millisecond
 
 // publish hands slices to the library at first, and whenever they differ, until ctx ends.
@@ -22,7 +22,7 @@ func (d *Driver) publish(ctx context.Context, to publisher) {
 	var last *resourceslice.DriverResources
 	for {
 		changed := d.changed.wait() // before the look: what changes meanwhile is seen
-		wanted := Slices(d.config.NodeName, d.config.Cards(), d.config.Options)
+		wanted := d.kind.Resources()
 		var retry <-chan time.Time
 		if last == nil || !equality.Semantic.DeepEqual(*last, wanted) {
 			if err := to.PublishResources(ctx, wanted); err != nil {

@@ -23,7 +23,7 @@ func (d *Driver) watchRegistration(ctx context.Context, request any, _ *grpc.Una
 		d.registered.Store(said.PluginRegistered)
 		if !said.PluginRegistered {
 			d.config.report(d.failed("register", fmt.Errorf("kubelet refuses the DRA driver %s: %s; is kubelet older than 1.34, or has another driver this name? "+
-				"See kubelet's log", DriverName, said.Error)))
+				"See kubelet's log", d.name, said.Error)))
 		}
 	}
 	return handler(ctx, request)
@@ -47,21 +47,21 @@ func (d *Driver) refuseSecond(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("DRA driver: look for other drivers: %w", err)
 	}
-	ours := DriverName + "-reg.sock"
+	ours := d.name + "-reg.sock"
 	if d.config.PodUID != "" {
-		ours = kubeletplugin.RollingUpdateRegistrarSocketFile(d.config.registryDir(), DriverName, types.UID(d.config.PodUID))
+		ours = kubeletplugin.RollingUpdateRegistrarSocketFile(d.config.registryDir(), d.name, types.UID(d.config.PodUID))
 	}
 	for _, socket := range sockets {
-		if !strings.HasPrefix(filepath.Base(socket), DriverName) && filepath.Base(socket) != ours {
+		if !strings.HasPrefix(filepath.Base(socket), d.name) && filepath.Base(socket) != ours {
 			continue
 		}
 		info := askInfo(ctx, socket)
-		if info == nil || info.Name != DriverName {
+		if info == nil || info.Name != d.name {
 			continue
 		}
-		if sibling := d.config.PodUID != "" && filepath.Dir(info.Endpoint) == d.config.dataDir() && filepath.Base(socket) != ours; !sibling {
+		if sibling := d.config.PodUID != "" && filepath.Dir(info.Endpoint) == d.dataDir() && filepath.Base(socket) != ours; !sibling {
 			return fmt.Errorf("DRA driver: another driver named %s answers on %s (endpoint %s); two cannot share a node: end one of them "+
-				"(kubectl get pods -A -o wide shows which pods are on node %s)", DriverName, socket, info.Endpoint, d.config.NodeName)
+				"(kubectl get pods -A -o wide shows which pods are on node %s)", d.name, socket, info.Endpoint, d.config.NodeName)
 		}
 	}
 	return nil

@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	applymeta "k8s.io/client-go/applyconfigurations/meta/v1"
 	apply "k8s.io/client-go/applyconfigurations/resource/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
@@ -37,22 +36,23 @@ type DeviceData struct {
 
 // statuses writes claims' status in the background: a pod never waits for it, and losing it loses nothing else.
 type statuses struct {
+	driver  string
 	mu      sync.Mutex
 	pending map[types.UID]*apply.ResourceClaimApplyConfiguration
 	wake    chan struct{}
 }
 
-func newStatuses() *statuses {
-	return &statuses{pending: make(map[types.UID]*apply.ResourceClaimApplyConfiguration), wake: make(chan struct{}, 1)}
+func newStatuses(driver string) *statuses {
+	return &statuses{driver: driver, pending: make(map[types.UID]*apply.ResourceClaimApplyConfiguration), wake: make(chan struct{}, 1)}
 }
 
 // want notes what a claim's status should be, unless it already is.
-func (s *statuses) want(claim *resourceapi.ResourceClaim, all []allocation, held map[string]ledger.Held) {
+func (s *statuses) want(claim *resourceapi.ResourceClaim, all []Prepared) {
 	desired := make([]resourceapi.AllocatedDeviceStatus, len(all))
 	changed := false
-	for i, a := range all {
+	for i, p := range all {
 		var same bool
-		desired[i], same = deviceStatus(claim, a, held[a.ask.Key])
+		desired[i], same = s.deviceStatus(claim, p)
 		changed = changed || !same
 	}
 	if !changed {
@@ -82,25 +82,32 @@ func (s *statuses) take() map[types.UID]*apply.ResourceClaimApplyConfiguration {
 	return taken
 }
 
-// deviceStatus is the status of one share; same is true where the claim says it already.
-func deviceStatus(claim *resourceapi.ResourceClaim, a allocation, h ledger.Held) (s resourceapi.AllocatedDeviceStatus, same bool) {
+// statusOf is what a claim's status says of a share.
+func statusOf(a allocation, h ledger.Held) Status {
 	data := DeviceData{UUID: a.card.UUID.String(), Share: h.ID, Class: h.Grant.Class, Backend: h.Grant.Backend, Simulated: a.card.Simulated}
 	for _, part := range h.Grant.Devices {
 		data.Memory, data.Limit, data.Cores = part.Memory.Exact(), part.HardLimit().Exact(), part.Cores
 	}
-	raw, _ := json.Marshal(data) // plain values: cannot fail
-	s = resourceapi.AllocatedDeviceStatus{Driver: DriverName, Pool: a.result.Pool, Device: a.result.Device, ShareID: (*string)(a.result.ShareID),
-		Data: &runtime.RawExtension{Raw: raw},
-		Conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue, Reason: "Prepared", Message: "the share is in force",
+	return Status{Message: "the share is in force", Data: data}
+}
+
+// deviceStatus is the status of one device; same is true where the claim says it already.
+func (s *statuses) deviceStatus(claim *resourceapi.ResourceClaim, p Prepared) (status resourceapi.AllocatedDeviceStatus, same bool) {
+	raw, _ := json.Marshal(p.Status.Data) // plain values: cannot fail
+	status = resourceapi.AllocatedDeviceStatus{Driver: s.driver, Pool: p.Device.PoolName, Device: p.Device.DeviceName, ShareID: (*string)(p.Device.ShareID),
+		Data: &runtime.RawExtension{Raw: raw}, NetworkData: p.Status.Network,
+		Conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue, Reason: "Prepared", Message: p.Status.Message,
 			LastTransitionTime: metav1.Now()}}}
 	for _, is := range claim.Status.Devices {
-		if is.Driver != s.Driver || is.Pool != s.Pool || is.Device != s.Device || !equality.Semantic.DeepEqual(is.ShareID, s.ShareID) || len(is.Conditions) != 1 {
+		if is.Driver != status.Driver || is.Pool != status.Pool || is.Device != status.Device ||
+			!equality.Semantic.DeepEqual(is.ShareID, status.ShareID) || len(is.Conditions) != 1 {
 			continue
 		}
-		s.Conditions[0].LastTransitionTime = is.Conditions[0].LastTransitionTime
-		return s, equality.Semantic.DeepEqual(is.Conditions, s.Conditions) && sameJSON(is.Data, s.Data)
+		status.Conditions[0].LastTransitionTime = is.Conditions[0].LastTransitionTime
+		return status, equality.Semantic.DeepEqual(is.Conditions, status.Conditions) && sameJSON(is.Data, status.Data) &&
+			equality.Semantic.DeepEqual(is.NetworkData, status.NetworkData)
 	}
-	return s, false
+	return status, false
 }
 
 // sameJSON: the API server gives an object's members back in another order.
@@ -119,6 +126,9 @@ func applied(claim *resourceapi.ResourceClaim, devices []resourceapi.AllocatedDe
 		one := apply.AllocatedDeviceStatus().WithDriver(d.Driver).WithPool(d.Pool).WithDevice(d.Device).WithData(*d.Data)
 		if d.ShareID != nil {
 			one.WithShareID(*d.ShareID)
+		}
+		if n := d.NetworkData; n != nil {
+			one.WithNetworkData(apply.NetworkDeviceData().WithInterfaceName(n.InterfaceName).WithHardwareAddress(n.HardwareAddress).WithIPs(n.IPs...))
 		}
 		for _, c := range d.Conditions {
 			one.WithConditions(applymeta.Condition().WithType(c.Type).WithStatus(c.Status).WithReason(c.Reason).WithMessage(c.Message).
@@ -165,7 +175,7 @@ func (d *Driver) writeStatuses(ctx context.Context) {
 func (d *Driver) writePending(ctx context.Context) bool {
 	done := true
 	for uid, config := range d.status.take() {
-		err := applyStatus(ctx, d.config.Client, config)
+		err := d.applyStatus(ctx, config)
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
@@ -188,32 +198,32 @@ func (s *statuses) keep(uid types.UID, config *apply.ResourceClaimApplyConfigura
 	}
 }
 
-func applyStatus(ctx context.Context, client kubernetes.Interface, config *apply.ResourceClaimApplyConfiguration) error {
+func (d *Driver) applyStatus(ctx context.Context, config *apply.ResourceClaimApplyConfiguration) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	_, err := client.ResourceV1().ResourceClaims(*config.Namespace).ApplyStatus(ctx, config, metav1.ApplyOptions{FieldManager: DriverName, Force: true})
+	_, err := d.config.Client.ResourceV1().ResourceClaims(*config.Namespace).ApplyStatus(ctx, config, metav1.ApplyOptions{FieldManager: d.name, Force: true})
 	if apierrors.IsInvalid(err) {
-		return patchStatus(ctx, client, config)
+		return d.patchStatus(ctx, config)
 	}
 	return err
 }
 
 // patchStatus writes the status without server-side apply, which some claims refuse: it decodes and encodes the whole claim, and where the
 // members of an opaque configuration were not in alphabetical order, the API server takes that for a change of the allocation.
-func patchStatus(ctx context.Context, client kubernetes.Interface, config *apply.ResourceClaimApplyConfiguration) error {
-	claims := client.ResourceV1().ResourceClaims(*config.Namespace)
+func (d *Driver) patchStatus(ctx context.Context, config *apply.ResourceClaimApplyConfiguration) error {
+	claims := d.config.Client.ResourceV1().ResourceClaims(*config.Namespace)
 	claim, err := claims.Get(ctx, *config.Name, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}
 	var devices []any
-	for _, d := range claim.Status.Devices {
-		if d.Driver != DriverName { // others' are kept as they are
-			devices = append(devices, d)
+	for _, other := range claim.Status.Devices {
+		if other.Driver != d.name { // kept as they are
+			devices = append(devices, other)
 		}
 	}
-	for _, d := range config.Status.Devices {
-		devices = append(devices, d)
+	for _, ours := range config.Status.Devices {
+		devices = append(devices, ours)
 	}
 	type step struct {
 		Op    string `json:"op"`
@@ -228,6 +238,6 @@ func patchStatus(ctx context.Context, client kubernetes.Interface, config *apply
 	if err != nil {
 		return err
 	}
-	_, err = claims.Patch(ctx, *config.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: DriverName}, "status")
+	_, err = claims.Patch(ctx, *config.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: d.name}, "status")
 	return err
 }

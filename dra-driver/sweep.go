@@ -39,7 +39,7 @@ func (d *Driver) sweepOrphans(ctx context.Context) {
 // not said that a claim is gone.
 func (d *Driver) sweep(ctx context.Context, before map[string]int) map[string]int {
 	missed := make(map[string]int)
-	for _, o := range d.config.Shares.Owners() {
+	for _, o := range d.kind.Owners() {
 		gone, err := d.orphan(ctx, o)
 		switch {
 		case ctx.Err() != nil:
@@ -55,7 +55,7 @@ func (d *Driver) sweep(ctx context.Context, before map[string]int) map[string]in
 			if err := d.unprepare(ctx, o.UID); err == nil {
 				d.reportFailed("sweep", d.forgetMetadata(o))
 			} else {
-				d.config.report(d.failed("sweep", fmt.Errorf("end the shares of claim %s, which is gone: %w", o, err)))
+				d.config.report(d.failed("sweep", fmt.Errorf("end what claim %s holds, which is gone: %w", o, err)))
 			}
 		}
 	}
@@ -80,15 +80,15 @@ func (d *Driver) orphan(ctx context.Context, o ledger.Owner) (bool, error) {
 	case err != nil:
 		return false, err
 	}
-	return string(claim.UID) != o.UID || !allocatedHere(claim, d.config.NodeName), nil
+	return string(claim.UID) != o.UID || !d.allocatedHere(claim), nil
 }
 
-func allocatedHere(claim *resourceapi.ResourceClaim, nodeName string) bool {
+func (d *Driver) allocatedHere(claim *resourceapi.ResourceClaim) bool {
 	if claim.Status.Allocation == nil {
 		return false
 	}
 	for _, r := range claim.Status.Allocation.Devices.Results {
-		if r.Driver == DriverName && r.Pool == nodeName {
+		if r.Driver == d.name && r.Pool == d.config.NodeName {
 			return true
 		}
 	}

@@ -122,11 +122,7 @@ func (k *kubernetes) connect() (clientset.Interface, error) {
 }
 
 func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, error) {
-	driver, err := dra.New(dra.Config{
-		NodeName: k.config.NodeName, PodUID: k.config.PodUID, Client: k.client, KubeletDir: k.config.KubeletDir, CDIDir: k.config.CDIDir,
-		Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Changed: k.grants.changed.listen(), Report: k.report("dra"),
-		Options: k.options(),
-	})
+	driver, err := dra.New(dra.Config{Node: k.node("dra"), Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Options: k.options()})
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +130,12 @@ func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, erro
 		metrics.MustRegister(c)
 	}
 	return driver, nil
+}
+
+// node is what a driver needs of this one.
+func (k *kubernetes) node(part string) dra.Node {
+	return dra.Node{NodeName: k.config.NodeName, PodUID: k.config.PodUID, Client: k.client, KubeletDir: k.config.KubeletDir, CDIDir: k.config.CDIDir,
+		Changed: k.grants.changed.listen(), Report: k.report(part)}
 }
 
 // options are how the cards are published.
