@@ -37,6 +37,7 @@ var rules = []rule{
 	{"vgpu/mps", []string{"internal/node", "internal/durable", "vgpu/arbiter"}, nil},
 	{"vgpu/shim", []string{"internal/cuda"}, nil}, // its generator
 	{"dra-driver", adapter, []string{"k8s.io/", "google.golang.org/grpc", "github.com/prometheus/client_golang", "sigs.k8s.io/"}},
+	{"dra-driver/nic", append([]string{"dra-driver"}, adapter...), []string{"k8s.io/", "github.com/containerd/nri"}},
 	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "github.com/fsnotify/fsnotify"}},
 	{"hook", adapter, []string{"github.com/opencontainers/runtime-spec", "golang.org/x/sys"}}, // kerf-hook is this: its start is paid per container
 	{"hook/cdi", append([]string{"hook"}, adapter...), []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},

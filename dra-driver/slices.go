@@ -193,13 +193,13 @@ func taints(c Card) (taints []resourceapi.DeviceTaint) {
 		taints = append(taints, resourceapi.DeviceTaint{Key: TaintModeChange, Value: string(c.Pending), Effect: resourceapi.DeviceTaintEffectNoSchedule})
 	}
 	if c.Share.Fault != "" {
-		taints = append(taints, resourceapi.DeviceTaint{Key: TaintFault, Value: taintValue(c.Share.Fault), Effect: resourceapi.DeviceTaintEffectNoSchedule})
+		taints = append(taints, resourceapi.DeviceTaint{Key: TaintFault, Value: TaintValue(c.Share.Fault), Effect: resourceapi.DeviceTaintEffectNoSchedule})
 	}
 	return taints
 }
 
-// taintValue makes a label value of a sentence.
-func taintValue(text string) string {
+// TaintValue makes a label value of a sentence.
+func TaintValue(text string) string {
 	value := label(text)
 	return strings.Trim(value[:min(len(value), 63)], "-")
 }

@@ -86,17 +86,23 @@ func (b Binding) write(pages string) error {
 
 // bindingOf is what the runtime and /proc say of a container. containerd and CRI-O name the pod in annotations of their own.
 func bindingOf(c *container, share string, now time.Time) Binding {
-	annotation := func(containerd, crio string) string {
-		return cmp.Or(c.spec.Annotations[containerd], c.spec.Annotations[crio])
-	}
 	return Binding{
 		Share: share, ID: c.state.ID, PID: c.state.Pid, Start: startTime(c.state.Pid), Cgroup: cgroupOf(c.state.Pid),
-		Namespace: annotation("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"),
-		Pod:       annotation("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
-		PodUID:    annotation("io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"),
-		Container: annotation("io.kubernetes.cri.container-name", "io.kubernetes.container.name"),
+		Namespace: c.annotation("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"),
+		Pod:       c.annotation("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
+		PodUID:    podUID(c),
+		Container: c.annotation("io.kubernetes.cri.container-name", "io.kubernetes.container.name"),
 		Created:   now.UTC(),
 	}
+}
+
+// annotation is one that containerd and CRI-O have by names of their own.
+func (c *container) annotation(containerd, crio string) string {
+	return cmp.Or(c.spec.Annotations[containerd], c.spec.Annotations[crio])
+}
+
+func podUID(c *container) string {
+	return c.annotation("io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
 }
 
 // cgroupOf reads the line of cgroup v2, "0::/kubepods/…".

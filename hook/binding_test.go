@@ -84,7 +84,7 @@ func TestNative(t *testing.T) {
 		}
 		return nil
 	}
-	go func() { done <- Serve(ctx, socket, limit) }()
+	go func() { done <- Serve(ctx, socket, Answers{Limit: limit}) }()
 	if err := ask(socket, b, askWithin); err != nil { // Serve may be later than this: asked again
 		t.Error(err)
 	}

@@ -12,6 +12,9 @@ import (
 
 // Run is the program: a hook's arguments, the container's state on stdin. Its error is what the user reads, on one line.
 func Run(args []string, stdin io.Reader) error {
+	if len(args) > 1 && args[1] == NICVerb {
+		return runNIC(args, stdin)
+	}
 	verb, share, err := ParseArgs(args)
 	if err != nil {
 		return err
@@ -27,6 +30,18 @@ func Run(args []string, stdin io.Reader) error {
 		return createContainer(c)
 	}
 	return fmt.Errorf("%s: unknown subcommand; the CDI spec is of another version of Kerf than this program", verb)
+}
+
+func runNIC(args []string, stdin io.Reader) error {
+	n, err := parseNIC(args)
+	if err != nil {
+		return err
+	}
+	c, err := readContainer(stdin)
+	if err != nil {
+		return err
+	}
+	return nics(c, n)
 }
 
 // createRuntime checks the container and binds it to the share. Each share of a container is checked with all the others.

@@ -165,7 +165,7 @@ func (m *machine) write(tenant cdi.Tenant) string {
 	if err := cdi.Write(m.cdi, spec); err != nil {
 		m.t.Fatal(err)
 	}
-	return cdi.Device(tenant.Name)
+	return cdi.Shares.Device(tenant.Name)
 }
 
 // bundle is a container that has not run yet.

@@ -57,7 +57,7 @@ func (c *containers) publish(pages string, server mps.Place, entry ledger.Entry)
 	if err != nil {
 		return "", fmt.Errorf("CDI spec of share %s: %w", entry.ID, err)
 	}
-	return cdi.Device(tenant.Name), cdi.Write(c.config.CDIDir, spec)
+	return cdi.Shares.Device(tenant.Name), cdi.Write(c.config.CDIDir, spec)
 }
 
 func (c *containers) tenant(pages string, server mps.Place, entry ledger.Entry) (cdi.Tenant, error) {
@@ -128,16 +128,16 @@ func (c *containers) others() (cdi.Driver, error) {
 
 // withdraw takes a share's CDI spec away, so that no container begins in it.
 func (c *containers) withdraw(entry ledger.Entry) error {
-	return cdi.Remove(c.config.CDIDir, entry.Holder.Key)
+	return cdi.Shares.Remove(c.config.CDIDir, entry.Holder.Key)
 }
 
 // sweep removes the specs of shares that nobody holds any more, which a kerfd left that was killed between two steps.
 func (c *containers) sweep(entries []ledger.Entry) error {
-	names, err := cdi.List(c.config.CDIDir)
+	names, err := cdi.Shares.List(c.config.CDIDir)
 	errs := []error{err}
 	for _, name := range names {
 		if !slices.ContainsFunc(entries, func(e ledger.Entry) bool { return e.Holder.Key == name }) {
-			errs = append(errs, cdi.Remove(c.config.CDIDir, name))
+			errs = append(errs, cdi.Shares.Remove(c.config.CDIDir, name))
 		}
 	}
 	return errors.Join(errs...)
@@ -145,7 +145,7 @@ func (c *containers) sweep(entries []ledger.Entry) error {
 
 // missing are the CDI devices of owners' shares that have no spec; names are all that have one.
 func (c *containers) missing(entries []ledger.Entry) (names, missing []string) {
-	names, _ = cdi.List(c.config.CDIDir) // a directory that cannot be read has none
+	names, _ = cdi.Shares.List(c.config.CDIDir) // a directory that cannot be read has none
 	for _, e := range entries {
 		if e.Holder.Door != ledger.DoorRun && !slices.Contains(names, e.Holder.Key) {
 			missing = append(missing, e.Holder.Key)
@@ -154,9 +154,9 @@ func (c *containers) missing(entries []ledger.Entry) (names, missing []string) {
 	return names, missing
 }
 
-// serveHooks sets the driver's own limits for containers whose hook asks for it.
+// serveHooks answers the hooks of containers.
 func (c *containers) serveHooks(ctx context.Context, g *grants) error {
-	return hook.Serve(ctx, c.hookSocket(), func(_ context.Context, b hook.Binding) error {
+	limit := func(_ context.Context, b hook.Binding) error {
 		entry, ok := g.ledger.Entry(b.Share)
 		if !ok {
 			return fmt.Errorf("share %s has ended", b.Share)
@@ -173,7 +173,8 @@ func (c *containers) serveHooks(ctx context.Context, g *grants) error {
 			}
 		}
 		return nil
-	})
+	}
+	return hook.Serve(ctx, c.hookSocket(), hook.Answers{Limit: limit})
 }
 
 // within is a device with what all shares of a container have of it together: the driver limits the container's cgroup, and knows of

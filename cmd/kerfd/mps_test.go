@@ -62,7 +62,7 @@ func TestMPSClaim(t *testing.T) {
 	state, _ := s.mps.State(gpu)
 	pipe := s.mps.Place(gpu).Pipe
 	spec := func() string {
-		text, err := os.ReadFile(cdi.File(s.config.Kubernetes.CDIDir, "key-mps"))
+		text, err := os.ReadFile(cdi.Shares.File(s.config.Kubernetes.CDIDir, "key-mps"))
 		if err != nil {
 			t.Fatal(err)
 		}

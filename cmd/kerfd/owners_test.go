@@ -111,7 +111,7 @@ func (s *site) world() (shares, specs int) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	names, err := cdi.List(s.config.Kubernetes.CDIDir)
+	names, err := cdi.Shares.List(s.config.Kubernetes.CDIDir)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -399,7 +399,7 @@ func TestInstallLeavesOthersAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	spec := cdi.File(s.config.Kubernetes.CDIDir, "of-v2")
+	spec := cdi.Shares.File(s.config.Kubernetes.CDIDir, "of-v2")
 	if err := errors.Join(os.MkdirAll(filepath.Dir(spec), 0o755), os.WriteFile(spec, []byte(`{"path": "`+used+`/bin/kerf-hook"}`), 0o644)); err != nil {
 		t.Fatal(err)
 	}

@@ -112,7 +112,7 @@ func TestSpec(t *testing.T) {
 				t.Fatal(err)
 			}
 			cache := library(t, dir)
-			if d := cache.GetDevice(Device(tenant.Name)); d == nil {
+			if d := cache.GetDevice(Shares.Device(tenant.Name)); d == nil {
 				t.Errorf("the CDI library does not know it: %v", cache.GetErrors())
 			}
 		})
@@ -153,7 +153,7 @@ func TestTwoSharesInOneContainer(t *testing.T) {
 		if err := Write(dir, spec); err != nil {
 			t.Fatal(err)
 		}
-		names = append(names, Device(tenant.Name))
+		names = append(names, Shares.Device(tenant.Name))
 	}
 	spec := &oci.Spec{Linux: &oci.Linux{}, Mounts: []oci.Mount{{Destination: "/run", Type: "tmpfs", Source: "tmpfs"}, {Destination: "/proc", Type: "proc"}}}
 	if unresolved, err := library(t, dir).InjectDevices(spec, names...); err != nil {
@@ -190,27 +190,27 @@ func TestFiles(t *testing.T) {
 	if err := Write(dir, spec); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.Stat(File(dir, name))
+	before, err := os.Stat(Shares.File(dir, name))
 	if err != nil || before.Mode() != 0o644 {
 		t.Fatal(before, err)
 	}
 	if err := Write(dir, spec); err != nil {
 		t.Fatal(err)
 	}
-	if after, err := os.Stat(File(dir, name)); err != nil || !os.SameFile(before, after) {
+	if after, err := os.Stat(Shares.File(dir, name)); err != nil || !os.SameFile(before, after) {
 		t.Error("written again without need", err)
 	}
 	for file, text := range map[string]string{
-		"nvidia.yaml": "cdiVersion: x", prefix + "half.json": `{"cdi`, "." + prefix + "new.json.123.tmp": "{", "kerf.dev-share_.json": "", prefix + "x.yaml": "",
+		"nvidia.yaml": "cdiVersion: x", Shares.prefix() + "half.json": `{"cdi`, "." + Shares.prefix() + "new.json.123.tmp": "{", "kerf.dev-share_.json": "", Shares.prefix() + "x.yaml": "",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(dir, prefix+"dir.json"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, Shares.prefix()+"dir.json"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	names, err := List(dir)
+	names, err := Shares.List(dir)
 	if diff := cmp.Diff([]string{name, "half"}, names); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
@@ -221,14 +221,14 @@ func TestFiles(t *testing.T) {
 		t.Error(left)
 	}
 	for range 2 {
-		if err := Remove(dir, name); err != nil {
+		if err := Shares.Remove(dir, name); err != nil {
 			t.Error(err)
 		}
 	}
-	if names, err := List(dir); err != nil || slices.Contains(names, name) {
+	if names, err := Shares.List(dir); err != nil || slices.Contains(names, name) {
 		t.Error(names, err)
 	}
-	if names, err := List(filepath.Join(dir, "none")); err != nil || names != nil {
+	if names, err := Shares.List(filepath.Join(dir, "none")); err != nil || names != nil {
 		t.Error(names, err)
 	}
 }
@@ -254,7 +254,7 @@ func TestWriteErrors(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), dir) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
-			if names, err := List(dir); err != nil || len(names) > 0 {
+			if names, err := Shares.List(dir); err != nil || len(names) > 0 {
 				t.Error(names, err)
 			}
 		})
@@ -272,6 +272,6 @@ func BenchmarkWrite(b *testing.B) {
 		if err := Write(dir, spec); err != nil {
 			b.Fatal(err)
 		}
-		_ = Remove(dir, spec.Devices[0].Name)
+		_ = Shares.Remove(dir, spec.Devices[0].Name)
 	}
 }

@@ -15,14 +15,13 @@ import (
 	"tags.cncf.io/container-device-interface/specs-go"
 )
 
-// The names of our files: as the CDI library's for specs that come and go, so other tools tell them from lasting ones.
-const (
-	prefix = Vendor + "-" + Class + "_"
-	suffix = ".json"
-)
+// suffix of the names of our files. They are as the CDI library's for specs that come and go, so other tools tell them from lasting ones.
+const suffix = ".json"
+
+func (c Class) prefix() string { return Vendor + "-" + string(c) + "_" }
 
 // File is where a device's spec is.
-func File(dir, name string) string { return filepath.Join(dir, prefix+name+suffix) }
+func (c Class) File(dir, name string) string { return filepath.Join(dir, c.prefix()+name+suffix) }
 
 // Write puts a spec in the directory, whole or not at all. It is convergent: a spec that is there already is left alone, so
 // runtimes that watch the directory do not read everything again.
@@ -37,7 +36,7 @@ func Write(dir string, spec *specs.Spec) error {
 		return fmt.Errorf("write CDI spec: %w", err)
 	}
 	text = append(text, '\n')
-	file := File(dir, spec.Devices[0].Name)
+	file := Class(strings.TrimPrefix(spec.Kind, Vendor+"/")).File(dir, spec.Devices[0].Name)
 	if there, err := os.ReadFile(file); err == nil && bytes.Equal(there, text) {
 		return nil
 	}
@@ -63,8 +62,8 @@ func advice(dir string, err error) string {
 }
 
 // Remove takes a device's spec away; it is no error that it is not there.
-func Remove(dir, name string) error {
-	if err := os.Remove(File(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (c Class) Remove(dir, name string) error {
+	if err := os.Remove(c.File(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove CDI spec: %w%s", err, advice(dir, err))
 	}
 	return nil
@@ -72,7 +71,7 @@ func Remove(dir, name string) error {
 
 // List is the names of the devices that have a spec of ours, by the files' names: one that is damaged is listed too, so that it can
 // be removed or written again. Other people's files are passed over.
-func List(dir string) (names []string, err error) {
+func (c Class) List(dir string) (names []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -81,7 +80,7 @@ func List(dir string) (names []string, err error) {
 		return nil, fmt.Errorf("list CDI specs: %w%s", err, advice(dir, err))
 	}
 	for _, entry := range entries {
-		name, ours := strings.CutPrefix(entry.Name(), prefix)
+		name, ours := strings.CutPrefix(entry.Name(), c.prefix())
 		name, whole := strings.CutSuffix(name, suffix)
 		if ours && whole && name != "" && !entry.IsDir() {
 			names = append(names, name)
@@ -92,18 +91,20 @@ func List(dir string) (names []string, err error) {
 
 // Mentions says whether a spec of ours names a path that begins so.
 func Mentions(dir, path string) (bool, error) {
-	names, err := List(dir)
-	if err != nil {
-		return false, err
-	}
-	for _, name := range names {
-		text, err := os.ReadFile(File(dir, name))
-		switch {
-		case errors.Is(err, fs.ErrNotExist): // removed since
-		case err != nil:
-			return false, fmt.Errorf("read CDI spec: %w", err)
-		case bytes.Contains(text, []byte(`"`+path)):
-			return true, nil
+	for _, class := range classes {
+		names, err := class.List(dir)
+		if err != nil {
+			return false, err
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(class.File(dir, name))
+			switch {
+			case errors.Is(err, fs.ErrNotExist): // removed since
+			case err != nil:
+				return false, fmt.Errorf("read CDI spec: %w", err)
+			case bytes.Contains(text, []byte(`"`+path)):
+				return true, nil
+			}
 		}
 	}
 	return false, nil
@@ -112,9 +113,13 @@ func Mentions(dir, path string) (bool, error) {
 // Sweep removes what a killed kerfd left half-written. It is called before the first Write: a file that is being written now is
 // not told from one that was.
 func Sweep(dir string) error {
-	files, err := filepath.Glob(durable.Temporary(File(dir, "*"))) // no runtime reads files of another suffix, nor does List
-	if err != nil {
-		return fmt.Errorf("sweep CDI specs: %w", err)
+	var files []string
+	for _, class := range classes {
+		half, err := filepath.Glob(durable.Temporary(class.File(dir, "*"))) // no runtime reads files of another suffix, nor does List
+		if err != nil {
+			return fmt.Errorf("sweep CDI specs: %w", err)
+		}
+		files = append(files, half...)
 	}
 	for _, file := range files {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -23,12 +23,24 @@ import (
 	"github.com/kerf-gpu/kerf/hook"
 )
 
-// The kind of Kerf's CDI devices.
+// Vendor is the one of Kerf's CDI devices.
+const Vendor = "kerf.dev"
+
+// Class is what a CDI device is.
+type Class string
+
+// The classes.
 const (
-	Vendor = "kerf.dev"
-	Class  = "share"
-	Kind   = Vendor + "/" + Class
+	Shares Class = "share" // of a GPU
+	NICs   Class = "nic"   // of a claim
 )
+
+var classes = []Class{Shares, NICs}
+
+// Device is the qualified name of a CDI device.
+func (c Class) Device(name string) string { return c.kind() + "=" + name }
+
+func (c Class) kind() string { return Vendor + "/" + string(c) }
 
 // hookSeconds bounds a hook. It takes milliseconds; only the driver's own limits make it wait for kerfd.
 const hookSeconds = 30
@@ -49,9 +61,6 @@ type Driver struct {
 	Nodes []*specs.DeviceNode
 }
 
-// Device is the qualified name of a CDI device.
-func Device(name string) string { return Kind + "=" + name }
-
 // Spec is the CDI spec of a share.
 func Spec(t Tenant) (*specs.Spec, error) {
 	if err := parser.ValidateDeviceName(t.Name); err != nil {
@@ -64,10 +73,12 @@ func Spec(t Tenant) (*specs.Spec, error) {
 		Mounts:      mounts(t),
 		Hooks:       []*specs.Hook{hookOf(t, "createRuntime", hook.CreateRuntimeVerb), hookOf(t, "createContainer", hook.CreateContainerVerb)},
 	}
-	spec := &specs.Spec{
-		Kind:    Kind,
-		Devices: []specs.Device{{Name: t.Name, Annotations: annotations(t), ContainerEdits: edits}},
-	}
+	return one(Shares, specs.Device{Name: t.Name, Annotations: annotations(t), ContainerEdits: edits})
+}
+
+// one is a spec of one device, of the oldest version that can say what it does.
+func one(class Class, device specs.Device) (*specs.Spec, error) {
+	spec := &specs.Spec{Kind: class.kind(), Devices: []specs.Device{device}}
 	version, err := specs.MinimumRequiredVersion(spec)
 	if err != nil {
 		return nil, err
