@@ -166,8 +166,11 @@ func (e *Engine) attachLocked(ctx context.Context, netns string, s Spec, d link.
 			return Attachment{}, failf(CodeEnv, err, "CNI_NETNS %q: cannot be opened", netns)
 		}
 	}
-	if r != nil {
-		if r, lost, err = e.recorded(d.ID()); err != nil {
+	if r != nil { // what was given back may have other names now
+		if l.device, err = e.device(s); err == nil {
+			r, lost, err = e.recorded(d.ID())
+		}
+		if err != nil {
 			return Attachment{}, err
 		}
 	}
