@@ -45,7 +45,7 @@ var rules = []rule{
 	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
 	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "cni", "deviceplugin", "dra-driver", "hook"}, []string{"*"}},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests
-	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver"}, []string{"golang.org/x/sys", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
+	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver", "cni/call"}, []string{"golang.org/x/sys", "github.com/vishvananda/netlink", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
 }
 
 // adapter is what an adapter may import of Kerf: values and vgpu, never the hardware, never another adapter.

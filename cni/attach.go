@@ -198,7 +198,7 @@ func (e *Engine) previous(ctx context.Context, l *live, r Record, s Spec, here N
 
 // stands says whether an attachment is still where its record says.
 func (l *live) stands(r Record) bool {
-	got, err := l.podLink(marker{r.Spec.Owner.Key, r.Baseline.Name}.String())
+	got, err := l.podLink(marker{r.Spec.Owner.Key, r.Baseline.Name})
 	if err != nil || got.Name != r.Spec.Owner.IfName {
 		return false
 	}
@@ -229,6 +229,9 @@ func (e *Engine) prepare(l *live, s Spec, here Netns, dirty *Record, lost bool) 
 		known = &dirty.Baseline
 	}
 	found, err := l.hostLink("", known)
+	if errors.Is(err, link.ErrNotFound) && l.device.PCI.IsZero() {
+		return r, nil, failf(CodeConfig, nil, "deviceID %s: the host has no interface of that name", l.device.ID())
+	}
 	if err != nil {
 		return r, nil, failf(CodeBusy, err, "%s has no interface in the host's namespace: a pod has it that Kerf has no record of, or its driver is at work; `ip -all netns exec ip link` finds it", l.device.ID())
 	}

@@ -269,6 +269,9 @@ func (e *Engine) settle(l *live, r Record, want Baseline, left []Step, err error
 	if kept := e.keep(id, r); kept != nil {
 		err = errors.Join(err, kept)
 	}
+	if len(left) == 0 {
+		return failf(CodeNotBack, err, "%s could not be looked at; its record is kept, try again", id)
+	}
 	return failf(CodeNotBack, err, "%s is not as it was before: %s is left to do; its record is kept, try again", id, listSteps(left))
 }
 

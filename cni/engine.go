@@ -181,16 +181,18 @@ func (l *live) softLink(mark string, base *Baseline) (link.Link, error) {
 	return l.host.Link(link.Query{Alias: mark})
 }
 
-// podLink is the device's link if it is in the namespace that is open.
-func (l *live) podLink(mark string) (link.Link, error) {
+// podLink is the device's link if it is in the namespace that is open: under the name that it was given there, else any.
+func (l *live) podLink(m marker) (link.Link, error) {
+	mark := m.String()
+	found, err := l.pod.Link(link.Query{Name: m.IfName})
+	if err == nil && (found.Alias == mark || found.Device != "" && found.Device == l.device.ID()) {
+		return found, nil
+	}
 	if !l.device.PCI.IsZero() {
 		found, err := l.pod.Link(link.Query{Device: l.device.PCI.String()})
-		if !errors.Is(err, link.ErrNotFound) || mark == "" {
+		if !errors.Is(err, link.ErrNotFound) {
 			return found, err
 		}
-	}
-	if mark == "" {
-		return link.Link{}, link.ErrNotFound
 	}
 	return l.pod.Link(link.Query{Alias: mark})
 }
@@ -198,9 +200,14 @@ func (l *live) podLink(mark string) (link.Link, error) {
 // locate finds where the device is: in the host's namespace, in one of those that are named, in any. After it, the pod's namespace
 // is open if the link is there.
 func (l *live) locate(r Record, paths ...string) (err error) {
-	mark, base := marker{r.Spec.Owner.Key, r.Baseline.Name}.String(), &r.Baseline
+	m, base := marker{r.Spec.Owner.Key, r.Baseline.Name}, &r.Baseline
 	l.seen = Seen{}
-	if l.seen.Link, err = l.hostLink(mark, base); err == nil {
+	if base.Kind != "" { // its host's namespace would have to be searched: ask first where it was brought to
+		if found, err := l.tryPod(r.Netns.Path, m); found || err != nil {
+			return errors.Join(err, l.lookIf(found, r))
+		}
+	}
+	if l.seen.Link, err = l.hostLink(m.String(), base); err == nil {
 		l.seen.Place = AtHost
 		l.enterRecorded(r)
 		return l.look(r)
@@ -209,12 +216,12 @@ func (l *live) locate(r Record, paths ...string) (err error) {
 		return failf(CodeRefused, err, "look for %s in the host's namespace", l.device.ID())
 	}
 	for _, path := range slices.Concat([]string{r.Netns.Path}, paths) {
-		if found, err := l.tryPod(path, mark); found || err != nil {
+		if found, err := l.tryPod(path, m); found || err != nil {
 			return errors.Join(err, l.lookIf(found, r))
 		}
 	}
 	for _, path := range l.e.Kernel.Namespaces() {
-		if found, _ := l.tryPod(path, mark); found { // a namespace that ends while it is looked at is none of ours
+		if found, _ := l.tryPod(path, m); found { // a namespace that ends while it is looked at is none of ours
 			return l.look(r)
 		}
 	}
@@ -258,7 +265,7 @@ func (l *live) look(r Record) error {
 	return l.readVF()
 }
 
-func (l *live) tryPod(path, mark string) (found bool, err error) {
+func (l *live) tryPod(path string, m marker) (found bool, err error) {
 	if path == "" {
 		return false, nil
 	}
@@ -272,7 +279,7 @@ func (l *live) tryPod(path, mark string) (found bool, err error) {
 		l.leave()
 		return false, nil
 	}
-	got, err := l.podLink(mark)
+	got, err := l.podLink(m)
 	if errors.Is(err, link.ErrNotFound) {
 		return false, nil
 	}

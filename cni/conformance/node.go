@@ -1,3 +1,6 @@
+// Package conformance holds any CNI plugin against the specification, version 1.1, from outside: it runs the program with an
+// environment and a standard input, as a runtime does, and looks at its answer and at the kernel. It knows nothing of how a plugin works.
+// Each case has a network namespace that stands for a node's, so nothing of the machine's own network is touched. It needs root.
 package conformance
 
 import (
@@ -13,8 +16,17 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/kerf-gpu/kerf/cni/call"
 	"github.com/kerf-gpu/kerf/cni/link"
 )
+
+// Plugin is a program to hold against the specification.
+type Plugin struct {
+	Path   string // the program
+	Conf   string // its configuration without cniVersion, name and ipam; DEVICE stands for the name of a link that it may take
+	Moves  bool   // it moves DEVICE into the pod, so it has to bring it back
+	Absent string // a configuration for a node that cannot serve it; "": STATUS is not held against one
+}
 
 // node is a namespace that stands for a node's, with a plugin and an IPAM plugin that keeps a log.
 type node struct {
@@ -45,7 +57,7 @@ func newNode(t *testing.T, p Plugin) *node {
 // namespace makes one that ends with the test.
 func (n *node) namespace(name string) string {
 	n.t.Helper()
-	path, err := NewNetns(n.dir, name)
+	path, err := call.NewNetns(n.dir, name)
 	if errors.Is(err, unix.EPERM) {
 		n.t.Skip("network namespaces cannot be made here:", err)
 	}
@@ -53,7 +65,7 @@ func (n *node) namespace(name string) string {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() {
-		if err := EndNetns(path); err != nil {
+		if err := call.EndNetns(path); err != nil {
 			n.t.Error(err)
 		}
 	})
@@ -65,7 +77,7 @@ func (n *node) pod() string { n.pods++; return n.namespace(fmt.Sprint("pod", n.p
 // device makes a link of the host that a plugin may take.
 func (n *node) device(name string) {
 	n.t.Helper()
-	err := Inside(n.host, func() error {
+	err := call.Inside(n.host, func() error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "p"})
 	})
 	if err != nil {
@@ -99,17 +111,17 @@ func (n *node) conf(device string, more map[string]any) []byte {
 // ipam is the part of a configuration for the IPAM plugin that keeps a log.
 func ipam() map[string]any { return map[string]any{"ipam": map[string]any{"type": "recorder"}} }
 
-func (n *node) run(command, container, pod string, stdin []byte) Answer {
+func (n *node) run(command, container, pod string, stdin []byte) call.Answer {
 	n.t.Helper()
-	return n.call(Call{Command: command, Container: container, IfName: "net1", Netns: pod, Stdin: stdin})
+	return n.call(call.Call{Command: command, Container: container, IfName: "net1", Netns: pod, Stdin: stdin})
 }
 
-func (n *node) call(c Call) Answer {
+func (n *node) call(c call.Call) call.Answer {
 	n.t.Helper()
 	c.Path = n.dir + ":" + filepath.Dir(n.plugin.Path)
 	deadline, stop := withTimeout(n.t, 20*time.Second)
 	defer stop()
-	a, err := Run(deadline, n.plugin.Path, n.host, c)
+	a, err := call.Run(deadline, n.plugin.Path, n.host, c)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/kerf-gpu/kerf/cni/call"
 	"github.com/kerf-gpu/kerf/cni/link"
 )
 
@@ -30,12 +31,12 @@ var Cases = []Case{
 	{"add/chained", "what plugins before have made stays in the result", addChained},
 	{"add/ipam", "addresses are asked of the IPAM plugin and set", addIPAM},
 	{"add/ipam fails", "after a failure nothing is left", addIPAMFails},
-	{"errors/netns", "CNI_NETNS that leads to nothing: an error with a code", func(t *testing.T, n *node) { refused(t, n, 0, Call{Netns: "/nonexistent"}, nil) }},
-	{"errors/no netns", "CNI_NETNS missing: code 4", func(t *testing.T, n *node) { refused(t, n, 4, Call{Netns: "-"}, nil) }},
-	{"errors/no container", "CNI_CONTAINERID missing: code 4", func(t *testing.T, n *node) { refused(t, n, 4, Call{Container: "-"}, nil) }},
-	{"errors/no name", "CNI_IFNAME missing: code 4", func(t *testing.T, n *node) { refused(t, n, 4, Call{IfName: "-"}, nil) }},
-	{"errors/version", "a version that is not supported: code 1", func(t *testing.T, n *node) { refused(t, n, 1, Call{}, map[string]any{"cniVersion": "9.9.9"}) }},
-	{"errors/decode", "a configuration that is no JSON: code 6", func(t *testing.T, n *node) { refused(t, n, 6, Call{Stdin: []byte("{")}, nil) }},
+	{"errors/netns", "CNI_NETNS that leads to nothing: an error with a code", func(t *testing.T, n *node) { refused(t, n, 0, call.Call{Netns: "/nonexistent"}, nil) }},
+	{"errors/no netns", "CNI_NETNS missing: code 4", func(t *testing.T, n *node) { refused(t, n, 4, call.Call{Netns: "-"}, nil) }},
+	{"errors/no container", "CNI_CONTAINERID missing: code 4", func(t *testing.T, n *node) { refused(t, n, 4, call.Call{Container: "-"}, nil) }},
+	{"errors/no name", "CNI_IFNAME missing: code 4", func(t *testing.T, n *node) { refused(t, n, 4, call.Call{IfName: "-"}, nil) }},
+	{"errors/version", "a version that is not supported: code 1", func(t *testing.T, n *node) { refused(t, n, 1, call.Call{}, map[string]any{"cniVersion": "9.9.9"}) }},
+	{"errors/decode", "a configuration that is no JSON: code 6", func(t *testing.T, n *node) { refused(t, n, 6, call.Call{Stdin: []byte("{")}, nil) }},
 	{"check", "CHECK succeeds on what is as it was made", check},
 	{"check/prevResult", "CHECK needs prevResult", checkNeeds},
 	{"check/gone", "CHECK fails when the interface is gone", func(t *testing.T, n *node) { checkAfter(t, n, link.Change{Name: "other"}) }},
@@ -67,7 +68,7 @@ func withTimeout(t *testing.T, d time.Duration) (context.Context, context.Cancel
 }
 
 // must fails the test unless a call succeeded.
-func must(t *testing.T, a Answer) Answer {
+func must(t *testing.T, a call.Answer) call.Answer {
 	t.Helper()
 	if a.Code != 0 {
 		t.Fatalf("failed: %s", a)
@@ -76,7 +77,7 @@ func must(t *testing.T, a Answer) Answer {
 }
 
 // result reads what ADD printed, of version 1.
-func result(t *testing.T, a Answer) *current.Result {
+func result(t *testing.T, a call.Answer) *current.Result {
 	t.Helper()
 	r := new(current.Result)
 	if err := json.Unmarshal(must(t, a).Stdout, r); err != nil {
@@ -90,7 +91,7 @@ func version(t *testing.T, n *node) {
 		CNIVersion        string   `json:"cniVersion"`
 		SupportedVersions []string `json:"supportedVersions"`
 	}
-	a := must(t, n.call(Call{Command: "VERSION", Stdin: []byte(`{"cniVersion":"1.1.0"}`)}))
+	a := must(t, n.call(call.Call{Command: "VERSION", Stdin: []byte(`{"cniVersion":"1.1.0"}`)}))
 	if err := json.Unmarshal(a.Stdout, &got); err != nil || got.CNIVersion == "" || !slices.Contains(got.SupportedVersions, "1.1.0") {
 		t.Errorf("%s (%v)", a, err)
 	}
@@ -111,7 +112,7 @@ func add(t *testing.T, n *node) {
 		t.Errorf("no interface net1 in %s among %+v", pod, r.Interfaces)
 	case r.Interfaces[i].Mac != l.MAC:
 		t.Errorf("told address %s, it is %s", r.Interfaces[i].Mac, l.MAC)
-	case r.Interfaces[i].Mtu != l.MTU:
+	case r.Interfaces[i].Mtu != 0 && r.Interfaces[i].Mtu != l.MTU: // it may be left out
 		t.Errorf("told MTU %d, it is %d", r.Interfaces[i].Mtu, l.MTU)
 	case !l.Up:
 		t.Error("net1 is down")
@@ -198,9 +199,9 @@ func addIPAMFails(t *testing.T, n *node) {
 }
 
 // refused is an ADD that has to fail, with that code unless it is 0, and to leave the device. "-" in the call leaves the variable out.
-func refused(t *testing.T, n *node, code uint, c Call, more map[string]any) {
+func refused(t *testing.T, n *node, code uint, c call.Call, more map[string]any) {
 	n.device("dev0")
-	full := Call{Command: "ADD", Container: "c1", IfName: "net1", Netns: n.pod(), Stdin: n.conf("dev0", more)}
+	full := call.Call{Command: "ADD", Container: "c1", IfName: "net1", Netns: n.pod(), Stdin: n.conf("dev0", more)}
 	for _, field := range []struct{ to, from *string }{{&full.Container, &c.Container}, {&full.IfName, &c.IfName}, {&full.Netns, &c.Netns}} {
 		switch *field.from {
 		case "":
@@ -302,7 +303,7 @@ func delWithout(t *testing.T, n *node, gone bool) {
 	path := ""
 	if gone {
 		path = pod
-		if err := EndNetns(pod); err != nil {
+		if err := call.EndNetns(pod); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -332,7 +333,7 @@ func gc(t *testing.T, n *node, valid bool) {
 	if valid {
 		list = append(list, map[string]any{"containerID": "c1", "ifname": "net1"})
 	}
-	must(t, n.call(Call{Command: "GC", Stdin: n.conf("dev0", map[string]any{"cni.dev/valid-attachments": list, "cni.dev/attachments": list})}))
+	must(t, n.call(call.Call{Command: "GC", Stdin: n.conf("dev0", map[string]any{"cni.dev/valid-attachments": list, "cni.dev/attachments": list})}))
 	if _, there := n.look(pod, "net1"); there != valid {
 		t.Errorf("net1 in the pod: %v, listed as valid: %v", there, valid)
 	}
@@ -345,7 +346,7 @@ func gcIPAM(t *testing.T, n *node) {
 	conf := ipam()
 	conf["cni.dev/valid-attachments"] = []any{}
 	n.device("dev0")
-	must(t, n.call(Call{Command: "GC", Stdin: n.conf("dev0", conf)}))
+	must(t, n.call(call.Call{Command: "GC", Stdin: n.conf("dev0", conf)}))
 	if got := n.asked(); got != "GC" {
 		t.Errorf("the IPAM plugin got %q, want GC", got)
 	}
@@ -353,7 +354,7 @@ func gcIPAM(t *testing.T, n *node) {
 
 func status(t *testing.T, n *node) {
 	n.device("dev0")
-	must(t, n.call(Call{Command: "STATUS", Stdin: n.conf("dev0", nil)}))
+	must(t, n.call(call.Call{Command: "STATUS", Stdin: n.conf("dev0", nil)}))
 }
 
 func statusNotReady(t *testing.T, n *node) {
@@ -361,18 +362,18 @@ func statusNotReady(t *testing.T, n *node) {
 		t.Skip("no configuration is known under which this plugin is not ready")
 	}
 	n.plugin.Conf = n.plugin.Absent
-	if a := n.call(Call{Command: "STATUS", Stdin: n.conf("dev0", nil)}); a.Code == 0 || a.Err().Code != 50 && a.Err().Code != 51 {
+	if a := n.call(call.Call{Command: "STATUS", Stdin: n.conf("dev0", nil)}); a.Code == 0 || a.Err().Code != 50 && a.Err().Code != 51 {
 		t.Errorf("%s, want code 50 or 51", a)
 	}
 }
 
 func statusIPAM(t *testing.T, n *node) {
 	n.device("dev0")
-	must(t, n.call(Call{Command: "STATUS", Stdin: n.conf("dev0", ipam())}))
+	must(t, n.call(call.Call{Command: "STATUS", Stdin: n.conf("dev0", ipam())}))
 	if err := os.WriteFile(filepath.Join(n.dir, "ipam.fails"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if a := n.call(Call{Command: "STATUS", Stdin: n.conf("dev0", ipam())}); a.Code == 0 || n.asked() != "STATUS STATUS" {
+	if a := n.call(call.Call{Command: "STATUS", Stdin: n.conf("dev0", ipam())}); a.Code == 0 || n.asked() != "STATUS STATUS" {
 		t.Errorf("%s; the IPAM plugin got %s", a, n.asked())
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -46,16 +47,14 @@ func (n *Net) request(kind, flags int) *nl.NetlinkRequest {
 
 // Link finds one link, by its index or name with a single question, else among all. No VF is asked about.
 func (n *Net) Link(q Query) (Link, error) {
-	single := q.Index != 0 || q.Name != ""
-	flags := unix.NLM_F_ACK
-	if !single {
-		flags = unix.NLM_F_DUMP
+	if q.Index == 0 && q.Name == "" {
+		return n.search(q)
 	}
-	req := n.request(unix.RTM_GETLINK, flags)
+	req := n.request(unix.RTM_GETLINK, unix.NLM_F_ACK)
 	message := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	message.Index = int32(q.Index)
 	req.AddData(message)
-	if q.Index == 0 && q.Name != "" {
+	if q.Index == 0 {
 		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(q.Name)))
 	}
 	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
@@ -64,26 +63,51 @@ func (n *Net) Link(q Query) (Link, error) {
 		return Link{}, ErrNotFound
 	case err != nil:
 		return Link{}, fmt.Errorf("ask for link %+v: %w", q, err)
+	case len(answers) == 0:
+		return Link{}, ErrNotFound
 	}
-	for _, answer := range answers {
-		l, err := read(answer)
-		if err != nil {
-			return Link{}, err
+	l, err := read(answers[0])
+	if err == nil && !q.Matches(l) {
+		err = ErrNotFound
+	}
+	return l, err
+}
+
+// dumps is how often a list is asked for that the kernel says was changed while it was told.
+const dumps = 50
+
+func (n *Net) search(q Query) (Link, error) {
+	for try := 1; ; try++ {
+		all, err := n.dump()
+		if i := slices.IndexFunc(all, q.Matches); i >= 0 { // it is there, whatever else was changed
+			return all[i], nil
 		}
-		if q.Matches(l) {
-			return l, nil
+		if err == nil {
+			return Link{}, ErrNotFound
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == dumps {
+			return Link{}, fmt.Errorf("search for link %+v: %w", q, err)
 		}
 	}
-	return Link{}, ErrNotFound
 }
 
 // Links are all links of the namespace.
 func (n *Net) Links() (all []Link, err error) {
+	for range dumps {
+		if all, err = n.dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// dump is one list; with netlink.ErrDumpInterrupted it may lack some, or have one twice.
+func (n *Net) dump() (all []Link, err error) {
 	req := n.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+	answers, interrupted := req.Execute(unix.NETLINK_ROUTE, 0)
+	if interrupted != nil && !errors.Is(interrupted, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list links: %w", interrupted)
 	}
 	for _, answer := range answers {
 		l, err := read(answer)
@@ -92,7 +116,7 @@ func (n *Net) Links() (all []Link, err error) {
 		}
 		all = append(all, l)
 	}
-	return all, nil
+	return all, interrupted
 }
 
 func read(answer []byte) (Link, error) {

@@ -1,9 +1,6 @@
-// Package conformance holds any CNI plugin against the specification, version 1.1, from outside: it runs the program with an
-// environment and a standard input, as a runtime does, and looks at its answer and at the kernel. It knows nothing of how a plugin works.
-//
-// A Host is a network namespace that stands for a node's, so that nothing of the machine's own network is touched. Pods are namespaces
-// beside it. Both need root.
-package conformance
+// Package call runs a CNI plugin as a container runtime does, by environment and standard input, in a network namespace that stands for
+// a node's, with others that stand for pods. It is for tests and measurements.
+package call
 
 import (
 	"bytes"
@@ -21,14 +18,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 )
-
-// Plugin is a program to hold against the specification.
-type Plugin struct {
-	Path   string // the program
-	Conf   string // its configuration without cniVersion, name and ipam; DEVICE stands for the name of a link that it may take
-	Moves  bool   // it moves DEVICE into the pod, so it has to bring it back
-	Absent string // a configuration for a node that cannot serve it; "": STATUS is not held against one
-}
 
 // Call is one invocation.
 type Call struct {
