@@ -153,7 +153,7 @@ func TestKilled(t *testing.T) {
 					}
 				}
 				t.Logf("%d deaths", deaths)
-				if deaths < 15 {
+				if deaths < 10 {
 					t.Errorf("only %d deaths: the calls are not counted", deaths)
 				}
 			})
