@@ -104,12 +104,26 @@ func mostCommon(nics []node.NIC) []int {
 	return best
 }
 
-// RailOf is the rail that a node's GPU belongs to where its NICs have so many:
-// GPUs are cabled in their order, several to a rail where NICs are fewer.
-// place is the GPU's place among the node's by address.
-func RailOf(place, gpus, rails int) int {
-	if gpus <= 0 || rails <= 0 {
-		return NoRail
+// Seats is a node's GPUs for Assign, each with the rail that it belongs to:
+// GPUs are cabled in order of address, several to a rail where those are fewer.
+func Seats(gpus []node.GPU, rails []int) []Seat {
+	count := len(gpus)
+	most := NoRail
+	for _, rail := range rails {
+		most = max(most, rail)
 	}
-	return place * rails / gpus
+	seats := make([]Seat, count)
+	for i, gpu := range gpus {
+		place := 0
+		for _, other := range gpus {
+			if other.PCI.Compare(gpu.PCI) < 0 {
+				place++
+			}
+		}
+		seats[i] = Seat{GPU: gpu, Rail: NoRail}
+		if most >= 0 {
+			seats[i].Rail = place * (most + 1) / count
+		}
+	}
+	return seats
 }

@@ -42,6 +42,15 @@ func TestFixtures(t *testing.T) {
 	}
 }
 
+// fixture is the machine of a file.
+func fixture(t testing.TB, name string) node.Node {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name+".txt"))
+	must(t, err)
+	tree, _, _ := strings.Cut(string(text), separator)
+	return machine(t, tree)
+}
+
 // describe is a machine's classes and facts as fixtures say them.
 func describe(n node.Node) string {
 	var b strings.Builder
@@ -83,10 +92,7 @@ func port(at node.PCIAddress) string {
 
 // TestNearest: the NIC on the pod's switch first; with none there the nearest, and equal ones by address; all are in it.
 func TestNearest(t *testing.T) {
-	text, err := os.ReadFile("testdata/qemu.txt")
-	must(t, err)
-	tree, _, _ := strings.Cut(string(text), separator)
-	n := machine(t, tree)
+	n := fixture(t, "qemu")
 	for _, tt := range []struct {
 		name string
 		gpus []int
@@ -137,9 +143,16 @@ func TestRails(t *testing.T) {
 	if d := cmp.Diff([]int{1, 0, 7, -1}, topo.Rails([]node.GPU{{NUMA: -1}}, nics, map[node.PCIAddress]int{at(1): 7})); d != "" {
 		t.Errorf("labelled (-want +got):\n%s", d)
 	}
-	for gpu, want := range []int{0, 0, 1, 1, 2, 2, 3, 3} {
-		if got := topo.RailOf(gpu, 8, 4); got != want {
-			t.Errorf("GPU %d of 8 on 4 rails: %d, want %d", gpu, got, want)
+	var gpus []node.GPU
+	for _, bus := range []uint8{0x80, 0x10, 0x20, 0x90} {
+		gpus = append(gpus, node.GPU{PCI: at(bus)})
+	}
+	for i, s := range topo.Seats(gpus, []int{0, -1, 1}) {
+		if want := []int{1, 0, 0, 1}[i]; s.Rail != want {
+			t.Errorf("GPU %d of 4 on 2 rails: %d, want %d", i, s.Rail, want)
 		}
+	}
+	if s := topo.Seats(gpus, []int{-1}); s[0].Rail != topo.NoRail {
+		t.Errorf("a rail where there are none: %d", s[0].Rail)
 	}
 }
