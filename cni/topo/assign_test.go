@@ -93,10 +93,10 @@ func bruteForce(seats []topo.Seat, pools []topo.Pool) (best []int) {
 
 // randomTree is up to so many GPUs and NICs on a few roots, ports and switches of random depth, some of unknown nodes.
 func randomTree(r *rand.Rand, gpus, nics int) (seats []topo.Seat, pools []topo.Pool) {
-	roots := 1 + r.IntN(3)
+	roots := 1 + r.IntN(6)
 	numa := make([]int, roots)
 	for i := range numa {
-		numa[i] = r.IntN(4) - 1 + r.IntN(2)
+		numa[i] = max(-1, r.IntN(8)/3-r.IntN(6)/5)
 	}
 	bus := r.Perm(200)
 	place := func() (node.PCIAddress, node.Place) {
@@ -121,7 +121,7 @@ func randomTree(r *rand.Rand, gpus, nics int) (seats []topo.Seat, pools []topo.P
 		if r.IntN(3) == 0 {
 			pool.Free = r.IntN(4)
 		}
-		if r.IntN(4) == 0 {
+		if r.IntN(2) == 0 {
 			_, second := place()
 			pool.NIC.DataDirect = &second
 		}
@@ -236,6 +236,27 @@ func TestAssignMachines(t *testing.T) {
 		if d := cmp.Diff(tt.want, strings.Join(got, ", ")); d != "" {
 			t.Errorf("%s with %d free (-want +got):\n%s", tt.file, tt.free, d)
 		}
+	}
+}
+
+// TestAssignWorstClass: of equal sums the one without a pair across NUMA nodes, though its addresses are higher. A NIC
+// that is in two places makes such machines.
+func TestAssignWorstClass(t *testing.T) {
+	at := func(path string, numa int) node.Place {
+		return node.Place{Path: node.ParsePCIePath(path), NUMA: numa}
+	}
+	gpu := func(p node.Place) topo.Seat {
+		return topo.Seat{GPU: node.GPU{PCI: p.Path.Device(), Path: p.Path, NUMA: p.NUMA}, Rail: topo.NoRail}
+	}
+	nic := func(p node.Place, direct *node.Place) topo.Pool {
+		return topo.Pool{NIC: node.NIC{PCI: p.Path.Device(), Path: p.Path, NUMA: p.NUMA, DataDirect: direct}, Free: 1, Rail: topo.NoRail}
+	}
+	second := at("pci0000:80/0000:80:00.0/0000:81:00.0", 1)
+	seats := []topo.Seat{gpu(at("pci0000:10/0000:10:00.0/0000:11:00.0", 0)), gpu(at("pci0000:90/0000:90:00.0/0000:91:00.0", 1))}
+	pools := []topo.Pool{nic(at("pci0000:10/0000:10:01.0/0000:12:00.0", 0), &second), nic(at("pci0000:20/0000:20:00.0/0000:21:00.0", 0), nil)}
+	pairs := assign(t, seats, pools)
+	if pairs[0].NIC != 1 || pairs[1].NIC != 0 || pairs[0].Class != node.NODE || pairs[1].Class != node.NODE {
+		t.Errorf("%+v; want NODE and NODE, not PHB and SYS", pairs)
 	}
 }
 
