@@ -2,9 +2,9 @@ package cni
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
+	"github.com/kerf-gpu/kerf/cni/topo"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -20,37 +20,28 @@ type GPU struct {
 	NUMA int             `json:"numa"`
 }
 
-// Candidate is a NIC that may be chosen.
-type Candidate struct {
-	ID    string
-	Place node.Place
-}
-
-// Nearest orders NICs by how far they are from the nearest of the GPUs, and leaves out those beyond a class; "" is none. It is pure.
-// The error, where none is left, lists what there is.
-func Nearest(nics []Candidate, gpus []GPU, atLeast string) (ids []string, err error) {
-	class := make(map[string]node.AffinityClass)
-	for _, n := range nics {
-		class[n.ID] = node.UnknownAffinity
-		for _, g := range gpus {
-			class[n.ID] = min(class[n.ID], node.Affinity(n.Place, node.Place{Path: g.Path, NUMA: g.NUMA}))
-		}
+// Nearest orders NICs from the nearest to the GPUs to the farthest, and leaves out those beyond a class; "" is none. It is pure. The
+// error, where none is left, lists what there is.
+func Nearest(nics []node.NIC, gpus []GPU, atLeast string) (ids []string, err error) {
+	places := make([]node.GPU, len(gpus))
+	for i, g := range gpus {
+		places[i] = node.GPU{PCI: g.PCI, Path: g.Path, NUMA: g.NUMA}
 	}
 	limit := node.UnknownAffinity
-	if atLeast != "" {
-		limit = Classes[atLeast]
+	if class, ok := topo.ParseClass(atLeast); ok {
+		limit = class
 	}
 	var far []string
-	for _, n := range nics {
-		if class[n.ID] <= limit {
-			ids = append(ids, n.ID)
+	for _, c := range topo.Nearest(places, nics) {
+		id := nics[c.NIC].PCI.String()
+		if c.AtLeast(limit) {
+			ids = append(ids, id)
 		}
-		far = append(far, fmt.Sprintf("%s is %s", n.ID, class[n.ID]))
+		far = append(far, fmt.Sprintf("%s is %s", id, c.Class))
 	}
 	if len(ids) == 0 {
 		return nil, failf(CodeConfig, nil, "topology.atLeast: %s: no NIC is that near to the GPUs (%s): %s", atLeast, uuids(gpus), strings.Join(far, ", "))
 	}
-	slices.SortStableFunc(ids, func(a, b string) int { return int(class[a] - class[b]) })
 	return ids, nil
 }
 

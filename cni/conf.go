@@ -13,6 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/kerf-gpu/kerf/cni/link"
+	"github.com/kerf-gpu/kerf/cni/topo"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -66,9 +67,6 @@ type TopologyConf struct {
 	GPU     string `json:"gpu"`     // auto (the pod's), or a UUID
 	AtLeast string `json:"atLeast"` // PIX, PXB, PHB, NODE, SYS
 }
-
-// Classes are the values of atLeast, nearest first.
-var Classes = map[string]node.AffinityClass{"PIX": node.PIX, "PXB": node.PXB, "PHB": node.PHB, "NODE": node.NODE, "SYS": node.SYS}
 
 // nested are the fields of our own objects, in which an unknown one is an error: a limit that is misspelt must not be lost. At the top
 // level runtimes and Multus add keys of theirs.
@@ -246,7 +244,7 @@ func (c Conf) check() error {
 
 func (c Conf) checkTopology(wrong func(string, any, string) error) error {
 	t := c.Topology
-	if _, known := Classes[t.AtLeast]; t.AtLeast != "" && !known {
+	if _, known := topo.ParseClass(t.AtLeast); t.AtLeast != "" && !known {
 		return wrong("topology.atLeast", t.AtLeast, "not a class; use PIX, PXB, PHB, NODE or SYS")
 	}
 	if t.GPU == "" || t.GPU == "auto" {

@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/kerf-gpu/kerf/cni"
+	"github.com/kerf-gpu/kerf/internal/node"
 )
 
 // candidates are the devices to choose from, best first. It also refuses a device that is named and too far from the pod's GPU.
@@ -40,13 +41,17 @@ func (p plugin) candidates(conf cni.Conf, s cni.Spec) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var nics []cni.Candidate
+	var nics []node.NIC
 	for _, id := range ids {
 		place, err := kernel.Place(id)
 		if err != nil {
 			return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("topology: %s: %v", id, err), "")
 		}
-		nics = append(nics, cni.Candidate{ID: id, Place: place})
+		pci, err := node.ParsePCIAddress(id)
+		if err != nil {
+			return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("topology: %v; a link without one is not near to anything", err), "")
+		}
+		nics = append(nics, node.NIC{PCI: pci, Path: place.Path, NUMA: place.NUMA})
 	}
 	return cni.Nearest(nics, gpus, conf.Topology.AtLeast)
 }
