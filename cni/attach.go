@@ -306,11 +306,11 @@ func (l *live) refuseLink(s Spec) error {
 		return failf(CodeConfig, nil, "%s: the driver of PF %s tells nothing of VF %d, so it cannot be set or given back; leave %s out", fields[0], l.device.PFName, l.device.VF, strings.Join(fields, ", "))
 	}
 	if !l.device.IsVF() {
-		ip, err := l.host.Configured(l.seen.Link.Index)
+		uplinks, err := l.host.Uplinks()
 		if err != nil {
-			return failf(CodeRefused, err, "read the routes over %s", l.seen.Link.Name)
+			return failf(CodeRefused, err, "read the node's default routes")
 		}
-		if slices.ContainsFunc(ip.Routes, link.Route.Default) {
+		if slices.Contains(uplinks, l.seen.Link.Index) {
 			return failf(CodeConfig, nil, "deviceID %s: the node's default route goes over %s, and the node would lose its network", id, l.seen.Link.Name)
 		}
 	}

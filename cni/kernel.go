@@ -54,6 +54,7 @@ type IPs interface {
 	Announce(name string) error
 	Configure(index int, ip link.IP) error
 	Configured(index int) (link.IP, error)
+	Uplinks() ([]int, error) // what default routes go over, and what that stands on
 }
 
 // Admin is what a PF does to its VFs; pf is the index of its link.

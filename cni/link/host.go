@@ -257,6 +257,11 @@ func (h Host) Rebind(vf node.PCIAddress) error {
 	return nil
 }
 
+// MaxVFs is how many VFs a PF can have.
+func (h Host) MaxVFs(pf node.PCIAddress) int {
+	return number(h.sys("bus/pci/devices", pf.String()), "sriov_totalvfs")
+}
+
 // SetNumVFs makes a PF have so many VFs. The kernel goes from one number to another by way of none only.
 func (h Host) SetNumVFs(pf node.PCIAddress, n int) error {
 	file := h.sys("bus/pci/devices", pf.String(), "sriov_numvfs")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -97,6 +98,47 @@ func (n *Net) Configured(index int) (ip IP, err error) {
 		ip.Routes = append(ip.Routes, one)
 	}
 	return ip, nil
+}
+
+// Uplinks are the links that the default routes of the namespace go over, and those below them: the members of a bond, the link that a
+// VLAN is on.
+func (n *Net) Uplinks() (indexes []int, err error) {
+	handle, err := netlink.NewHandleAt(n.handle(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	routes, err := handle.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil && r.Dst.String() != "0.0.0.0/0" && r.Dst.String() != "::/0" {
+			continue
+		}
+		indexes = append(indexes, r.LinkIndex)
+		for _, hop := range r.MultiPath {
+			indexes = append(indexes, hop.LinkIndex)
+		}
+	}
+	all, err := n.Links()
+	if err != nil {
+		return nil, err
+	}
+	return Below(all, indexes), nil
+}
+
+// Below adds to some links those that they stand on. It is pure.
+func Below(all []Link, indexes []int) []int {
+	for i := 0; i < len(indexes); i++ { // it grows
+		for _, l := range all {
+			carries := l.Master == indexes[i] || slices.ContainsFunc(all, func(upper Link) bool { return upper.Index == indexes[i] && upper.Parent == l.Index })
+			if carries && !slices.Contains(indexes, l.Index) {
+				indexes = append(indexes, l.Index)
+			}
+		}
+	}
+	return indexes
 }
 
 // Announce has the kernel tell the neighbours which address is where, when the link comes up and whenever its own address changes.

@@ -36,6 +36,7 @@ type Link struct {
 	Up      bool   `json:"up"`               // administratively
 	Kind    string `json:"kind,omitempty"`   // veth, macvlan, …; "" for hardware
 	Master  int    `json:"master,omitempty"` // index of the bond or bridge it belongs to
+	Parent  int    `json:"-"`                // index of the link it is on, as a VLAN or macvlan is
 	Device  string `json:"device,omitempty"` // the PCI function, in the kernel's words
 	IPoIB   bool   `json:"ipoib,omitempty"`
 }

@@ -127,7 +127,7 @@ func read(answer []byte) (Link, error) {
 	a := described.Attrs()
 	l := Link{
 		Index: a.Index, Name: a.Name, MTU: a.MTU, MAC: a.HardwareAddr.String(), PermMAC: a.PermHWAddr.String(), Alias: a.Alias,
-		Up: a.RawFlags&unix.IFF_UP != 0, Master: a.MasterIndex, Device: a.ParentDev, IPoIB: a.EncapType == "infiniband",
+		Up: a.RawFlags&unix.IFF_UP != 0, Master: a.MasterIndex, Parent: a.ParentIndex, Device: a.ParentDev, IPoIB: a.EncapType == "infiniband",
 	}
 	if described.Type() != "device" {
 		l.Kind = described.Type()

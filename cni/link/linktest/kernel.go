@@ -394,3 +394,10 @@ func (k *Kernel) CharDevices(rdma string) []string {
 }
 
 var errGone = errors.Join(link.ErrNotFound, unix.ENODEV)
+
+// SetPlace says where a function sits.
+func (k *Kernel) SetPlace(pci string, p node.Place) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.function(address(pci)).place = p
+}

@@ -183,6 +183,18 @@ func (n *Net) Configured(index int) (link.IP, error) {
 	return link.IP{Addresses: slices.Clone(l.ip.Addresses), Routes: slices.Clone(l.ip.Routes)}, nil
 }
 
+// Uplinks are what default routes go over.
+func (n *Net) Uplinks() (indexes []int, err error) {
+	n.k.mu.Lock()
+	defer n.k.mu.Unlock()
+	for _, l := range n.k.links {
+		if l.in == n.s && slices.ContainsFunc(l.ip.Routes, link.Route.Default) {
+			indexes = append(indexes, l.Index)
+		}
+	}
+	return indexes, nil
+}
+
 // vf is a PF's VF by the index of the PF's link.
 func (n *Net) vf(pf, index int) *function {
 	l := n.find(pf)

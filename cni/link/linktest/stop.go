@@ -83,6 +83,7 @@ func (n net) Change(index int, c link.Change) error { n.s.step(); return n.Net.C
 func (n net) Announce(name string) error            { n.s.step(); return n.Net.Announce(name) }
 func (n net) Configure(index int, ip link.IP) error { n.s.step(); return n.Net.Configure(index, ip) }
 func (n net) Configured(index int) (link.IP, error) { n.s.step(); return n.Net.Configured(index) }
+func (n net) Uplinks() ([]int, error)               { n.s.step(); return n.Net.Uplinks() }
 func (n net) VF(pf, vf int) (link.VF, error)        { n.s.step(); return n.Net.VF(pf, vf) }
 func (n net) SetGUID(pf, vf int, guid string) error { n.s.step(); return n.Net.SetGUID(pf, vf, guid) }
 func (n net) RDMA() ([]string, error)               { n.s.step(); return n.Net.RDMA() }
