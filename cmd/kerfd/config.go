@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/dra-driver/nic"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
@@ -62,6 +63,7 @@ type KubernetesConfig struct {
 	RootOnHost   string       `yaml:"rootOnHost"` // the driver root as the host sees it; empty: as kerfd does
 	DRA          *bool        `yaml:"dra"`        // serve ResourceClaims; the default
 	DevicePlugin PluginConfig `yaml:"devicePlugin"`
+	NICs         NICsConfig   `yaml:"nics"`
 }
 
 // PluginConfig is the device plugin, for clusters without ResourceClaims: every slice is the same.
@@ -149,7 +151,7 @@ func (c Config) complete() (Config, error) {
 	if c.overcommits() && !*c.Leases {
 		return c, errors.New("config: leases: false with a card in mode overcommit: memory is moved between two leases, so without them it never would be; leave leases out, or change the card's mode")
 	}
-	if err := c.Kubernetes.validate(); err != nil {
+	if err := errors.Join(c.Kubernetes.validate(), c.Kubernetes.NICs.validate(*c.Kubernetes.DRA, c.Simulate.Profile != "")); err != nil {
 		return c, err
 	}
 	if err := c.Kubernetes.validateDirs(c.StateDir, c.RunDir); err != nil {
@@ -176,6 +178,7 @@ func (k KubernetesConfig) complete() KubernetesConfig {
 	k.CDIDir = cmp.Or(k.CDIDir, "/var/run/cdi")
 	k.HostDir = cmp.Or(k.HostDir, "/var/lib/kerf/host")
 	k.DRA = cmp.Or(k.DRA, &serve)
+	k.NICs.NRISocket = cmp.Or(k.NICs.NRISocket, nic.DefaultSocket)
 	k.DevicePlugin.Resource = cmp.Or(k.DevicePlugin.Resource, "kerf.dev/gpu-slice")
 	k.DevicePlugin.Memory = cmp.Or(k.DevicePlugin.Memory, 10*node.GiB)
 	return k

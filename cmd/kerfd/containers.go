@@ -155,7 +155,7 @@ func (c *containers) missing(entries []ledger.Entry) (names, missing []string) {
 }
 
 // serveHooks answers the hooks of containers.
-func (c *containers) serveHooks(ctx context.Context, g *grants) error {
+func (c *containers) serveHooks(ctx context.Context, g *grants, n *nics) error {
 	limit := func(_ context.Context, b hook.Binding) error {
 		entry, ok := g.ledger.Entry(b.Share)
 		if !ok {
@@ -174,7 +174,11 @@ func (c *containers) serveHooks(ctx context.Context, g *grants) error {
 		}
 		return nil
 	}
-	return hook.Serve(ctx, c.hookSocket(), hook.Answers{Limit: limit})
+	answers := hook.Answers{Limit: limit}
+	if n != nil {
+		answers.Attach = n.attachFor
+	}
+	return hook.Serve(ctx, c.hookSocket(), answers)
 }
 
 // within is a device with what all shares of a container have of it together: the driver limits the container's cgroup, and knows of

@@ -25,6 +25,7 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/deviceplugin"
 	dra "github.com/kerf-gpu/kerf/dra-driver"
+	"github.com/kerf-gpu/kerf/dra-driver/nic"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 	"github.com/kerf-gpu/kerf/vgpu/share"
@@ -39,6 +40,8 @@ type kubernetes struct {
 	client clientset.Interface
 	driver *dra.Driver          // nil where dra is off
 	plugin *deviceplugin.Plugin // nil where it is off
+	nics   *nics                // nil where NICs are off
+	wires  *dra.Driver          // of NICs, likewise
 
 	up atomic.Bool // its GPUs were published once
 
@@ -73,11 +76,22 @@ func (k *kubernetes) serve(g *grants, metrics prometheus.Registerer) (err error)
 	if g.containers, err = newContainers(g.config, g.hardware, k.in); err != nil {
 		return err
 	}
-	k.takeUp()
-	if *c.DRA {
-		if k.driver, err = k.newDriver(metrics); err != nil {
+	if c.NICs.Enabled { // before the old versions of the hook are removed, which its CDI specs may name
+		if k.nics, err = newNICs(g.config, g.hardware, k.in, g.changed, k.log); err != nil {
 			return err
 		}
+		if k.wires, err = dra.NewOf(nic.DriverName, nic.New(c.NodeName, k.nics), k.node(nic.DriverName)); err != nil {
+			return err
+		}
+		metrics.MustRegister(k.wires.Collectors()...)
+	}
+	k.takeUp()
+	if *c.DRA {
+		k.driver, err = dra.New(dra.Config{Node: k.node("dra"), Shares: door{ledger.DoorDRA, g}, Cards: g.cards, Options: k.options()})
+		if err != nil {
+			return err
+		}
+		metrics.MustRegister(k.driver.Collectors()...)
 	}
 	if c.DevicePlugin.Enabled {
 		k.plugin, err = deviceplugin.New(deviceplugin.Options{
@@ -121,15 +135,20 @@ func (k *kubernetes) connect() (clientset.Interface, error) {
 	return client, nil
 }
 
-func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, error) {
-	driver, err := dra.New(dra.Config{Node: k.node("dra"), Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Options: k.options()})
-	if err != nil {
-		return nil, err
+// core are the parts of it that only one kerfd of a node can have: the records of NICs are one process's.
+func (k *kubernetes) core() []part {
+	if k == nil || k.nics == nil {
+		return nil
 	}
-	for _, c := range driver.Collectors() {
-		metrics.MustRegister(c)
+	runtime := nic.NewRuntime(k.config.NICs.NRISocket, k.nics, k.report("nri"))
+	return []part{{"nic driver", k.wires.Run}, {"nri", runtime.Run}}
+}
+
+func (k *kubernetes) close() error {
+	if k == nil || k.nics == nil {
+		return nil
 	}
-	return driver, nil
+	return k.nics.close()
 }
 
 // node is what a driver needs of this one.

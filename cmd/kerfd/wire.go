@@ -125,9 +125,11 @@ func (k *core) parts() []part {
 		{"control", func(ctx context.Context) error { return k.control.serve(ctx, k.listener) }},
 	}
 	if k.grants.containers != nil {
-		parts = append(parts, part{"hooks", func(ctx context.Context) error { return k.grants.containers.serveHooks(ctx, k.grants) }})
+		parts = append(parts, part{"hooks", func(ctx context.Context) error {
+			return k.grants.containers.serveHooks(ctx, k.grants, k.control.kubernetes.nics)
+		}})
 	}
-	return parts
+	return append(parts, k.control.kubernetes.core()...)
 }
 
 // close gives the core back; shares stay in force for the next kerfd. Where there are none, nothing is left behind, unless the next
@@ -136,6 +138,9 @@ func (k *core) close(last bool) error {
 	var errs []error
 	if k.books != nil {
 		last = last && len(k.books.Entries()) == 0
+	}
+	if k.control != nil {
+		errs = append(errs, k.control.kubernetes.close())
 	}
 	if k.hardware != nil {
 		errs = append(errs, k.hardware.close(last))

@@ -24,7 +24,6 @@ type Device struct {
 	LinkType  string          // ethernet or infiniband
 	Driver    string
 	RDMA      bool
-	Gbps      int // of the port; 0: not known
 	Rail      int // -1: not known
 	Simulated bool
 	Fault     string // why no new pod gets it; empty: nothing
@@ -79,7 +78,6 @@ func (d Device) attributes() map[resourceapi.QualifiedName]resourceapi.DeviceAtt
 	a.Text("driver", d.Driver)
 	a.Flag("rdma", d.RDMA)
 	a.Flag("simulated", d.Simulated)
-	a.Number("speedGbps", int64(d.Gbps))
 	if d.Rail >= 0 {
 		a.Number("rail", int64(d.Rail))
 	}
