@@ -1,0 +1,123 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// suite is a package whose tests named TestLab… run in a machine, as root. There a test that skips has failed.
+type suite struct {
+	name     string
+	pkg      string // as go test takes it, from the repository's top
+	hardware string
+	programs []program // built for it
+	env      []string
+	fails    []string // tests that are shown to fail: of plugins that are not ours
+}
+
+// program is built without cgo and copied into the machine.
+type program struct {
+	module string // directory of its go.mod, from the repository's top
+	pkg    string
+	guest  string
+}
+
+// suites is the list. A package that is not there yet is left out, and said.
+func suites() []suite {
+	return []suite{
+		{name: "lab", pkg: "./deploy/lab", hardware: "cni"},
+		{name: "lab-storage", pkg: "./deploy/lab", hardware: "storage"},
+		{name: "topo", pkg: "./cni/topo", hardware: "cni"},
+		{name: "link", pkg: "./cni/link", hardware: "cni"},
+		{name: "cni", pkg: "./cni", hardware: "cni"},
+		{name: "source", pkg: "./monitor/source", hardware: "cni"},
+		{name: "pool", pkg: "./csi/pool", hardware: "storage"},
+	}
+}
+
+// suiteTimeout is for all tests of a suite.
+const suiteTimeout = 8 * time.Minute
+
+// job runs the suite's test binary in its own directory, as go test does.
+func (s suite) job(m Machine, run string) job {
+	return job{
+		Args:    []string{s.binary(), "-test.run", run, "-test.v", "-test.timeout", (suiteTimeout - 10*time.Second).String()},
+		Env:     append(environment(m), s.env...),
+		Dir:     s.dir(),
+		Timeout: suiteTimeout,
+	}
+}
+
+func (s suite) dir() string    { return labDir + "/test/" + s.name }
+func (s suite) binary() string { return s.dir() + "/" + s.name + ".test" }
+
+// there tells whether the package exists, and all that it needs.
+func (s suite) there() bool {
+	paths := []string{s.pkg}
+	for _, p := range s.programs {
+		if strings.HasPrefix(p.pkg, "./") {
+			paths = append(paths, filepath.Join(p.module, p.pkg))
+		}
+	}
+	for _, path := range paths {
+		if _, err := os.Stat(path); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// verdict reads what a suite's binary wrote: what is wrong, or nothing.
+func (s suite) verdict(output string, end ended) (passed int, wrong []string) {
+	var failed []string
+	for line := range strings.Lines(output) {
+		state, rest, ok := strings.Cut(strings.TrimPrefix(line, "--- "), ": ")
+		if !ok || !strings.HasPrefix(line, "--- ") {
+			// Subtests are indented. One that skips has failed too.
+			if strings.HasPrefix(strings.TrimSpace(line), "--- SKIP: ") {
+				wrong = append(wrong, "skipped: "+strings.Fields(line)[2])
+			}
+			continue
+		}
+		switch name := strings.Fields(rest)[0]; state {
+		case "PASS":
+			passed++
+		case "FAIL":
+			failed = append(failed, name)
+		case "SKIP":
+			wrong = append(wrong, "skipped: "+name)
+		}
+	}
+	for _, name := range failed {
+		if !slices.Contains(s.fails, name) {
+			wrong = append(wrong, "failed: "+name)
+		}
+	}
+	for _, name := range s.fails {
+		if !slices.Contains(failed, name) {
+			wrong = append(wrong, name+" is listed as failing with this plugin, and did not: correct the list in suites.go")
+		}
+	}
+	if code := end.exit(); code > 1 || code == 1 && len(failed) == 0 {
+		wrong = append(wrong, end.String())
+	}
+	return passed, wrong
+}
+
+// report is a line for a person.
+func (s suite) report(output string, end ended) (line string, ok bool) {
+	passed, wrong := s.verdict(output, end)
+	switch {
+	case len(wrong) > 0:
+		return fmt.Sprintf("FAIL %-12s %s", s.name, strings.Join(wrong, "; ")), false
+	case passed == 0 && len(s.fails) == 0:
+		return fmt.Sprintf("none %-12s %s has no test named TestLab…", s.name, s.pkg), true
+	case len(s.fails) > 0:
+		return fmt.Sprintf("ok   %-12s %d passed, and shown failing: %s", s.name, passed, strings.Join(s.fails, ", ")), true
+	}
+	return fmt.Sprintf("ok   %-12s %d passed", s.name, passed), true
+}
