@@ -27,7 +27,7 @@ clib: simdriver simnvml simmps shim tenants
 bin:
 	@mkdir -p $(B)/bin $(B)/test
 	$(GOBUILD) -o $(B)/bin/ ./cmd/kerf ./cmd/kerfd
-	CGO_ENABLED=0 $(GOBUILD) -o $(B)/bin/ ./cmd/kerf-hook ./cmd/kerf-controller
+	CGO_ENABLED=0 $(GOBUILD) -o $(B)/bin/ ./cmd/kerf-hook ./cmd/kerf-cni ./cmd/kerf-controller
 	$(GO) test -c -o $(B)/test/nodetest ./internal/nodetest
 
 demo: deps build ## Four programs share one GPU, each inside its limit (simulated where there is no GPU)

@@ -4,13 +4,17 @@ go 1.26.0
 
 // Every direct dependency, with its reason.
 require (
+	github.com/Mellanox/rdmamap v1.1.0 // which RDMA device and device files belong to a PCI function
 	github.com/NVIDIA/go-nvml v0.13.4-0 // GPUs, processes and faults, as NVIDIA's library tells them
 	github.com/NVIDIA/nvidia-container-toolkit v1.20.1 // nvcdi: which files and devices of a host make up its NVIDIA driver
+	github.com/containernetworking/cni v1.3.1 // CNI's types, its results' versions, and calls of IPAM plugins
 	github.com/fsnotify/fsnotify v1.9.0 // kubelet's sockets: that one was made again, or removed
 	github.com/google/go-cmp v0.7.0 // tests: what differs, not that something does
 	github.com/opencontainers/runtime-spec v1.3.0 // what a container runtime tells its hooks
 	github.com/prometheus/client_golang v1.24.0 // metrics
 	github.com/spf13/cobra v1.10.2 // commands, flags, help and completions
+	github.com/vishvananda/netlink v1.3.1 // links, addresses, routes, VFs and RDMA devices, by netlink
+	github.com/vishvananda/netns v0.0.5 // the descriptors that netlink's sockets are opened in
 	go.yaml.in/yaml/v3 v3.0.6 // configuration and profiles, with unknown keys refused
 	golang.org/x/sync v0.23.0 // a bound on the reviews that are judged at once
 	golang.org/x/sys v0.49.0 // pidfd, peer credentials, mounts: what package syscall lacks
@@ -27,6 +31,8 @@ require (
 	tags.cncf.io/container-device-interface v1.1.1 // CDI specs: validation, names, injection
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // CDI specs as values
 )
+
+require github.com/google/cel-go v0.29.2
 
 require (
 	cel.dev/expr v0.25.3 // indirect
@@ -53,7 +59,6 @@ require (
 	github.com/go-openapi/swag/stringutils v0.27.1 // indirect
 	github.com/go-openapi/swag/typeutils v0.27.1 // indirect
 	github.com/go-openapi/swag/yamlutils v0.27.1 // indirect
-	github.com/google/cel-go v0.29.2 // indirect
 	github.com/google/gnostic-models v0.7.0 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect

@@ -32,7 +32,7 @@ type Scenario struct {
 	Rows  []Row                                                                             // every result that it can have
 	with  rig.Options                                                                       // how that kerfd is started
 	run   func(ctx context.Context, on *rig.Rig, options Options) ([]Result, string, error) // with a kerfd of its own
-	visit func(ctx context.Context, options Options) (measured, error)                      // on a cluster that is there
+	visit func(ctx context.Context, options Options) (measured, error)                      // on what is there: a cluster, this kernel
 }
 
 // measured is what a scenario brings from a cluster.
@@ -83,6 +83,10 @@ var Scenarios = []Scenario{
 	{
 		Name: "kubernetes-scale", About: "simulated nodes with our slices: bytes in etcd, pods scheduled a second without claims and with slices",
 		Rows: scaleRows(), visit: runScale,
+	},
+	{
+		Name: "cni", About: "32 NICs attached at once on this kernel, by kerf-cni and by host-device: until all are, each, moves between namespaces",
+		Rows: cniRows(), visit: runCNI,
 	},
 }
 

@@ -40,10 +40,13 @@ var rules = []rule{
 	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "github.com/fsnotify/fsnotify"}},
 	{"hook", adapter, []string{"github.com/opencontainers/runtime-spec", "golang.org/x/sys"}}, // kerf-hook is this: its start is paid per container
 	{"hook/cdi", append([]string{"hook"}, adapter...), []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
+	{"cni", adapter, []string{"github.com/containernetworking/cni", "github.com/vishvananda/", "github.com/Mellanox/rdmamap", "golang.org/x/sys"}}, // kerf-cni is this
+	{"cmd/kerf-cni", []string{"cni", "internal/node", "cmd/internal/version"}, []string{"github.com/containernetworking/cni"}},
 	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
-	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "deviceplugin", "dra-driver", "hook"}, []string{"*"}},
+	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "cni", "deviceplugin", "dra-driver", "hook"}, []string{"*"}},
+	{"cni/topo", []string{"internal/node"}, nil},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests
-	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver"}, []string{"golang.org/x/sys", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
+	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver", "cni/call"}, []string{"golang.org/x/sys", "github.com/vishvananda/netlink", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
 }
 
 // adapter is what an adapter may import of Kerf: values and vgpu, never the hardware, never another adapter.
@@ -95,6 +98,10 @@ func TestRulesRefuse(t *testing.T) {
 		{"deviceplugin", module + "vgpu/ledger", true},
 		{"hook", "k8s.io/api/core/v1", false},
 		{"cmd/kerf-hook", "github.com/spf13/cobra", false},
+		{"cmd/kerf-cni", "k8s.io/client-go/kubernetes", false},
+		{"cmd/kerf-cni", "google.golang.org/grpc", false},
+		{"cmd/kerf-cni", "github.com/prometheus/client_golang/prometheus", false},
+		{"cni", module + "internal/sysfs", false},
 	} {
 		r, _ := ruleFor(tt.from)
 		if got := r.allows(tt.from, tt.to); got != tt.want {

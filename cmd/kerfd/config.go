@@ -38,6 +38,7 @@ type Config struct {
 	LogLevel   string           `yaml:"logLevel"`     // debug, info, warn or error
 	Cards      []CardConfig     `yaml:"cards"`        // how cards are divided; one that none of these matches is in mode vgpu
 	Swap       SwapConfig       `yaml:"swap"`
+	NICs       []NICConfig      `yaml:"nics"` // PFs that are to have VFs; others are left as they are
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
 
@@ -141,6 +142,9 @@ func (c Config) complete() (Config, error) {
 		if err := card.validate(); err != nil {
 			return c, err
 		}
+	}
+	if err := validateNICs(c.NICs); err != nil {
+		return c, err
 	}
 	if c.overcommits() && !*c.Leases {
 		return c, errors.New("config: leases: false with a card in mode overcommit: memory is moved between two leases, so without them it never would be; leave leases out, or change the card's mode")

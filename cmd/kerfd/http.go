@@ -16,6 +16,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/cni"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 )
@@ -97,6 +98,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET "+control.DoorsPath+"/{door}/holds", rootOnly(s.getOwners))
 	mux.HandleFunc("DELETE "+control.DoorsPath+"/{door}/holds/{owner}", rootOnly(s.deleteHold))
 	mux.HandleFunc("GET "+control.ReadyPath, func(w http.ResponseWriter, r *http.Request) { answer(w, struct{}{}, s.kubernetes.ready(r.Context())) })
+	mux.HandleFunc("GET "+cni.PodGPUsPath, rootOnly(s.getPodGPUs))
 	mux.Handle("GET "+control.MetricsPath, s.metrics)
 	return mux
 }

@@ -86,6 +86,7 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 	if k.hardware, err = openHardware(c, len(k.books.Entries()) > 0, log); err != nil {
 		return nil, err
 	}
+	makeVFs(c, linkHost(k.hardware), log)
 	g := newGrants(c, k.hardware, k.books, log)
 	g.arbiter, err = arbiter.New(arbiter.Config{Shares: c.sharesDir(), Sessions: c.sessionsDir(), Memory: k.hardware, Notify: g.onEvent, Now: time.Now,
 		Leases: *c.Leases, Hold: c.HoldGates, Drain: c.Drain, Pool: k.hardware.pool, Card: k.hardware.cardMemory})

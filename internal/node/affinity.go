@@ -55,8 +55,8 @@ func (c AffinityClass) MarshalText() ([]byte, error) { return []byte(c.String())
 // Place is where a PCI device sits. NUMA is UnknownNUMA where the kernel does
 // not say.
 type Place struct {
-	Path PCIePath
-	NUMA int
+	Path PCIePath `json:"path"`
+	NUMA int      `json:"numa"`
 }
 
 // UnknownNUMA is the kernel's numa_node of a device whose node is not known.

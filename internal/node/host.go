@@ -14,6 +14,10 @@ type NIC struct {
 	MaxVFs   int        `json:"maxVFs,omitempty"`   // sriov_totalvfs
 	VFs      []VF       `json:"vfs,omitempty"`      // those that exist now
 	LinkType string     `json:"linkType,omitempty"` // ethernet or infiniband, by ARPHRD
+
+	// DataDirect is the function through which the NIC reaches GPU memory where
+	// it has a second one for that (ConnectX-8 and later), below another root.
+	DataDirect *Place `json:"dataDirect,omitempty"`
 }
 
 // Place is where the NIC sits, for Affinity.

@@ -72,7 +72,28 @@ type PCIePath struct {
 	Root string `json:"root,omitempty"`
 	// Chain is every PCI function below Root: root port first, the device last.
 	Chain []PCIAddress `json:"chain,omitempty"`
+	// Hops is what is known of each function of Chain, in its order; nil where
+	// nothing is.
+	Hops []Hop `json:"hops,omitempty"`
 }
+
+// Hop is one function that a path passes.
+type Hop struct {
+	Link PCIeLink `json:"link"` // the one that the function's own registers describe: up from a device or upstream port, down from the others
+	ACS  ACS      `json:"acs,omitempty"`
+}
+
+// ACS is what a bridge's access control services do with requests from one
+// device below it to another.
+type ACS string
+
+// The states of ACS. It is read from extended configuration space, which the
+// kernel shows to root alone.
+const (
+	ACSUnknown  ACS = ""
+	ACSDirect   ACS = "direct"   // no such capability, or it lets them pass
+	ACSRedirect ACS = "redirect" // they go up to the root complex, however near the two devices are
+)
 
 var rootRE = regexp.MustCompile(`^pci[0-9a-f]{4,8}:[0-9a-f]{2}$`)
 
@@ -104,6 +125,14 @@ func (p PCIePath) RootPort() PCIAddress {
 	return p.Chain[0]
 }
 
+// Device is the function at the path's end.
+func (p PCIePath) Device() PCIAddress {
+	if len(p.Chain) == 0 {
+		return PCIAddress{}
+	}
+	return p.Chain[len(p.Chain)-1]
+}
+
 // String is the path below /sys/devices.
 func (p PCIePath) String() string {
 	parts := []string{p.Root}
@@ -124,6 +153,24 @@ type PCIeLink struct {
 // Narrow reports a link that trained with fewer lanes than it has. Speed is
 // left out on purpose: it drops whenever the device idles.
 func (l PCIeLink) Narrow() bool { return l.Width != 0 && l.Width < l.MaxWidth }
+
+// laneRate is bytes a second and lane by generation, after line coding. From
+// the sixth on, what forward error correction takes is off too.
+var laneRate = [...]float64{0, 2.5e9 / 10, 5e9 / 10, 8e9 / 8 * 128 / 130, 16e9 / 8 * 128 / 130, 32e9 / 8 * 128 / 130, 64e9 / 8 * 242 / 256}
+
+// Rate is what the link carries each way in a second as it is trained now, less
+// line coding and before packet headers; 0 where that is not known.
+func (l PCIeLink) Rate() Bytes { return rate(l.Gen, l.Width) }
+
+// MaxRate is Rate of the link at its best.
+func (l PCIeLink) MaxRate() Bytes { return rate(l.MaxGen, l.MaxWidth) }
+
+func rate(gen, width int) Bytes {
+	if gen <= 0 || gen >= len(laneRate) || width <= 0 {
+		return 0
+	}
+	return Bytes(laneRate[gen] * float64(width))
+}
 
 func (l PCIeLink) String() string {
 	if l.Gen == 0 {

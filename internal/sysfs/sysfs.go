@@ -72,18 +72,6 @@ func (h Host) Place(at node.PCIAddress) (node.Place, error) {
 	return place(dir), nil
 }
 
-func place(dir string) node.Place {
-	p := node.Place{Path: node.ParsePCIePath(dir), NUMA: node.UnknownNUMA}
-	for range p.Path.Chain {
-		if n, err := strconv.Atoi(text(dir, "numa_node")); err == nil && n >= 0 {
-			p.NUMA = n
-			break
-		}
-		dir = filepath.Dir(dir)
-	}
-	return p
-}
-
 // Link is the state of a function's PCIe link.
 func (h Host) Link(at node.PCIAddress) (node.PCIeLink, error) {
 	dir, err := h.device(at)
@@ -91,23 +79,6 @@ func (h Host) Link(at node.PCIAddress) (node.PCIeLink, error) {
 		return node.PCIeLink{}, err
 	}
 	return link(dir), nil
-}
-
-func link(dir string) node.PCIeLink {
-	l := node.PCIeLink{
-		Gen: generation(text(dir, "current_link_speed")), Width: number(dir, "current_link_width"),
-		MaxGen: generation(text(dir, "max_link_speed")), MaxWidth: number(dir, "max_link_width"),
-	}
-	if l.MaxWidth == 255 { // what the kernel prints for a function without a link
-		return node.PCIeLink{}
-	}
-	return l
-}
-
-// generation of the kernel's "16.0 GT/s PCIe"; 0 for "Unknown".
-func generation(speed string) int {
-	gts, _, _ := strings.Cut(speed, " ")
-	return 1 + slices.Index([]string{"2.5", "5.0", "8.0", "16.0", "32.0", "64.0"}, gts)
 }
 
 // Locate fills in what NVML leaves out of GPUs: path, NUMA node, and the link
@@ -149,7 +120,7 @@ func (h Host) functions(class int) ([]function, error) {
 			continue
 		}
 		dir, err := h.device(at)
-		if err == nil && number(dir, "class")>>16 == class { // one removed since the listing is no news
+		if err == nil && (class == anyClass || number(dir, "class")>>16 == class) { // one removed since the listing is no news
 			found = append(found, function{at, dir})
 		}
 	}
@@ -159,8 +130,10 @@ func (h Host) functions(class int) ([]function, error) {
 
 // Base classes of the PCI specification.
 const (
+	anyClass     = -1
 	classStorage = 0x01
 	classNetwork = 0x02
+	classBridge  = 0x06
 )
 
 // NICs lists the physical network functions, each with its VFs.
@@ -171,12 +144,12 @@ func (h Host) NICs() ([]node.NIC, error) {
 	}
 	var nics []node.NIC
 	for _, f := range found {
-		if _, err := os.Lstat(filepath.Join(f.dir, "physfn")); err == nil {
-			continue // a VF: listed below its PF
+		if _, err := os.Lstat(filepath.Join(f.dir, "physfn")); err == nil || isDataDirect(f.dir) {
+			continue // a VF is listed below its PF, a Data Direct function with its NIC
 		}
 		nics = append(nics, nic(f))
 	}
-	return nics, nil
+	return nics, h.dataDirect(nics)
 }
 
 func nic(f function) node.NIC {

@@ -1,0 +1,28 @@
+package topo
+
+import "github.com/kerf-gpu/kerf/internal/node"
+
+// Between is the class of a GPU and a NIC, and whether it is so by the NIC's
+// Data Direct function. A VF has its PF's class.
+func Between(gpu node.GPU, nic node.NIC) (class node.AffinityClass, direct bool) {
+	class = node.Affinity(gpu.Place(), nic.Place())
+	if nic.DataDirect == nil {
+		return class, false
+	}
+	if by := node.Affinity(gpu.Place(), *nic.DataDirect); by < class {
+		return by, true
+	}
+	return class, false
+}
+
+// Matrix is the classes by GPU, then by NIC.
+func Matrix(gpus []node.GPU, nics []node.NIC) [][]node.AffinityClass {
+	matrix := make([][]node.AffinityClass, len(gpus))
+	for g := range gpus {
+		matrix[g] = make([]node.AffinityClass, len(nics))
+		for n := range nics {
+			matrix[g][n], _ = Between(gpus[g], nics[n])
+		}
+	}
+	return matrix
+}
