@@ -15,7 +15,9 @@ type suite struct {
 	pkg      string // as go test takes it, from the repository's top
 	hardware string
 	programs []program // built for it
+	given    string    // environment variable with the path of a program that cannot be built here; it is copied to plugins/NAME
 	env      []string
+	run      string   // of its tests, if not all
 	fails    []string // tests that are shown to fail: of plugins that are not ours
 }
 
@@ -36,7 +38,40 @@ func suites() []suite {
 		{name: "cni", pkg: "./cni", hardware: "cni"},
 		{name: "source", pkg: "./monitor/source", hardware: "cni"},
 		{name: "pool", pkg: "./csi/pool", hardware: "storage"},
+		cnisuite("kerf-cni", `{"type": "kerf-cni", "deviceID": "DEVICE"}`, "/run/kerf/nic/*.json").with(program{".", "./cmd/kerf-cni", plugins + "kerf-cni"}),
+		hostDevice(), sriovCNI(),
 	}
+}
+
+const plugins = labDir + "/plugins/"
+
+// cnisuite holds one plugin to the suite of all.
+func cnisuite(name, config, state string) suite {
+	return suite{name: name, pkg: "./deploy/lab/cnisuite", hardware: "cni",
+		env: []string{"KERF_CNI_PLUGIN=" + plugins + name, "KERF_CNI_CONFIG=" + config, "KERF_CNI_STATE=" + state}}
+}
+
+func (s suite) with(p program) suite {
+	s.programs = append(s.programs, p)
+	return s
+}
+
+// hostDevice is of containernetworking. It has no attributes and no records, so what is about those is left out.
+func hostDevice() suite {
+	s := cnisuite("host-device", `{"type": "host-device", "pciBusID": "DEVICE"}`, "").
+		with(program{"deploy/lab/upstream", "github.com/containernetworking/plugins/plugins/main/host-device", plugins + "host-device"})
+	s.run = "^TestLab(B[0234678]|DelOfUnknown)"
+	s.fails = []string{}
+	return s
+}
+
+// sriovCNI's module cannot be had from every module proxy, so its program is given: CGO_ENABLED=0 go build ./cmd/sriov of v2.10.0.
+func sriovCNI() suite {
+	s := cnisuite("sriov-cni", `{"type": "sriov", "deviceID": "DEVICE"}`, "/var/lib/cni/sriov/*")
+	s.given = "KERF_SRIOV_CNI"
+	s.fails = []string{"TestLabB1AttributeRefusedRollsBack", "TestLabB2DelWithoutNetns", "TestLabB3NetnsGoneBeforeDel", "TestLabB4KilledDuringIPAM",
+		"TestLabB5TruncatedState", "TestLabB6Status", "TestLabB6Check", "TestLabB6GC", "TestLabB8FailedDelCanBeRetried", "TestLabB9MacOnIgb"}
+	return s
 }
 
 // suiteTimeout is for all tests of a suite.
@@ -44,6 +79,9 @@ const suiteTimeout = 8 * time.Minute
 
 // job runs the suite's test binary in its own directory, as go test does.
 func (s suite) job(m Machine, run string) job {
+	if s.run != "" {
+		run = s.run
+	}
 	return job{
 		Args:    []string{s.binary(), "-test.run", run, "-test.v", "-test.timeout", (suiteTimeout - 10*time.Second).String()},
 		Env:     append(environment(m), s.env...),
@@ -55,8 +93,11 @@ func (s suite) job(m Machine, run string) job {
 func (s suite) dir() string    { return labDir + "/test/" + s.name }
 func (s suite) binary() string { return s.dir() + "/" + s.name + ".test" }
 
-// there tells whether the package exists, and all that it needs.
-func (s suite) there() bool {
+// missing is what has to be there for the suite and is not.
+func (s suite) missing() string {
+	if s.given != "" && os.Getenv(s.given) == "" {
+		return "its program is not given: set " + s.given
+	}
 	paths := []string{s.pkg}
 	for _, p := range s.programs {
 		if strings.HasPrefix(p.pkg, "./") {
@@ -65,10 +106,10 @@ func (s suite) there() bool {
 	}
 	for _, path := range paths {
 		if _, err := os.Stat(path); err != nil {
-			return false
+			return path + " is not there yet"
 		}
 	}
-	return true
+	return ""
 }
 
 // verdict reads what a suite's binary wrote: what is wrong, or nothing.

@@ -71,8 +71,8 @@ func (t tester) test(ctx context.Context, only string) (lines []string, ok bool,
 		if s.hardware != t.machine.Name || !strings.Contains(s.name, only) {
 			continue
 		}
-		if !s.there() {
-			lines = append(lines, fmt.Sprintf("none %-12s %s is not there yet", s.name, s.pkg))
+		if missing := s.missing(); missing != "" {
+			lines = append(lines, fmt.Sprintf("none %-12s %s", s.name, missing))
 			continue
 		}
 		built, err := t.build(ctx, s)
@@ -122,6 +122,9 @@ func (t tester) build(ctx context.Context, s suite) ([]hostFile, error) {
 	files := []hostFile{{out, s.binary()}}
 	if data := filepath.Join(s.pkg, "testdata"); isDir(data) {
 		files = append(files, hostFile{data, s.dir() + "/testdata"})
+	}
+	if s.given != "" {
+		files = append(files, hostFile{os.Getenv(s.given), plugins + s.name})
 	}
 	for _, p := range s.programs {
 		out := filepath.Join(t.work, "program-"+filepath.Base(p.guest))
