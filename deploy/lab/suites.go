@@ -61,7 +61,7 @@ func hostDevice() suite {
 	s := cnisuite("host-device", `{"type": "host-device", "pciBusID": "DEVICE"}`, "").
 		with(program{"deploy/lab/upstream", "github.com/containernetworking/plugins/plugins/main/host-device", plugins + "host-device"})
 	s.run = "^TestLab(B[0234678]|DelOfUnknown)"
-	s.fails = []string{}
+	s.fails = []string{"TestLabB2DelWithoutNetns", "TestLabB3NetnsGoneBeforeDel", "TestLabB6Status", "TestLabB6GC", "TestLabB7DelTwice", "TestLabDelOfUnknown"}
 	return s
 }
 

@@ -128,6 +128,8 @@ func (v vf) look(t *testing.T) (s state, there bool) {
 		t.Fatalf("%s: %v, %v", s.Name, own, err)
 	}
 	s.MTU, s.MAC, s.Alias = own[0].MTU, own[0].MAC, own[0].Alias
+	// A PF that has set no address tells that of the VF's own, or zeros until the VF has said it.
+	s.Admin = strings.NewReplacer(`"address":"`+s.MAC+`"`, `"address":"own"`, `"address":"00:00:00:00:00:00"`, `"address":"own"`).Replace(s.Admin)
 	return s, true
 }
 
