@@ -171,7 +171,10 @@ func (l *lab) state() []string {
 			lines = append(lines, fmt.Sprintf("%s is not on the host (%v), PF: %+v", id, err, vf))
 			continue
 		}
-		at.Index = 0 // another after it was bound again
+		at.Index, at.PermMAC = 0, "" // others after it was bound again
+		if vf.MAC == link.NoMAC {    // what igb tells where it has set none, until the VF has said its own
+			vf.MAC = at.MAC
+		}
 		lines = append(lines, fmt.Sprintf("%s: %+v, PF: %+v", id, at, vf))
 	}
 	return lines

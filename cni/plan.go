@@ -166,25 +166,21 @@ func PlanDetach(seen Seen, want Baseline) (steps []Step) {
 
 const noGUID = "00:00:00:00:00:00:00:00"
 
-// planVFBack takes back what the PF has set. An address of the VF's own shows there too, so it is not set by the PF, which would
-// hold the VF to it: the PF's is taken away, and the VF sets its own again.
+// planVFBack takes back what the PF has set. An address of the VF's own shows there too, or zeros do, until the VF says it again: both
+// mean that the PF has set none, and neither can be told from here to become the other (the kernel passes no address on that a link
+// has already). So one of its own is not set by the PF, which would hold the VF to it; one that was set is taken away.
 func planVFBack(seen Seen, want Baseline) (steps []Step) {
 	if seen.VF == nil || want.VF == nil {
 		return nil
 	}
 	target := *want.VF
-	own := target.MAC == want.MAC || target.MAC == link.NoMAC || target.MAC == ""
-	switch {
-	case own && (seen.VF.MAC == link.NoMAC || seen.VF.MAC == target.MAC || target.MAC == ""):
-		target.MAC = seen.VF.MAC
-	case own:
+	if target.MAC == want.MAC || target.MAC == link.NoMAC || target.MAC == "" { // none was set
 		target.MAC = link.NoMAC
+		if seen.VF.MAC == "" || seen.VF.MAC == seen.Link.MAC && (want.MAC == "" || seen.Link.MAC == want.MAC) {
+			target.MAC = seen.VF.MAC
+		}
 	}
-	steps = planVF(*seen.VF, target)
-	if own && target.MAC == link.NoMAC && want.MAC != "" && seen.VF.MAC != want.MAC {
-		steps = append(steps, Step{Verb: SetLink, Change: link.Change{MAC: want.MAC}})
-	}
-	return steps
+	return planVF(*seen.VF, target)
 }
 
 // planLinkBack is one message with all that differs, and at the very end one that takes the marker away.
