@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,7 +65,10 @@ func (b boot) run(ctx context.Context) (result, error) {
 	}
 	began := time.Now()
 	end := make(chan error, 1)
-	go func() { end <- cmd.Run() }()
+	go func() {
+		runtime.LockOSThread() // QEMU is killed when the thread ends that started it
+		end <- cmd.Run()
+	}()
 	res, err := b.follow(listener, began, end)
 	stop()
 	<-end

@@ -38,8 +38,7 @@ func suites() []suite {
 		{name: "cni", pkg: "./cni", hardware: "cni"},
 		{name: "source", pkg: "./monitor/source", hardware: "cni"},
 		{name: "pool", pkg: "./csi/pool", hardware: "storage"},
-		cnisuite("kerf-cni", `{"type": "kerf-cni", "deviceID": "DEVICE"}`, "/run/kerf/nic/*.json").with(program{".", "./cmd/kerf-cni", plugins + "kerf-cni"}),
-		hostDevice(), sriovCNI(),
+		kerfCNI(), hostDevice(), sriovCNI(),
 	}
 }
 
@@ -56,6 +55,16 @@ func (s suite) with(p program) suite {
 	return s
 }
 
+// attributes says that the plugin knows sriov-cni's fields.
+const attributes = "KERF_CNI_ATTRIBUTES=1"
+
+// kerfCNI is ours, and has to pass all.
+func kerfCNI() suite {
+	s := cnisuite("kerf-cni", `{"type": "kerf-cni", "deviceID": "DEVICE"}`, "/run/kerf/nic/*.json").with(program{".", "./cmd/kerf-cni", plugins + "kerf-cni"})
+	s.env = append(s.env, attributes)
+	return s
+}
+
 // hostDevice is of containernetworking. It has no attributes and no records, so what is about those is left out.
 func hostDevice() suite {
 	s := cnisuite("host-device", `{"type": "host-device", "pciBusID": "DEVICE"}`, "").
@@ -68,7 +77,7 @@ func hostDevice() suite {
 // sriovCNI's module cannot be had from every module proxy, so its program is given: CGO_ENABLED=0 go build ./cmd/sriov of v2.10.0.
 func sriovCNI() suite {
 	s := cnisuite("sriov-cni", `{"type": "sriov", "deviceID": "DEVICE"}`, "/var/lib/cni/sriov/*")
-	s.given = "KERF_SRIOV_CNI"
+	s.given, s.env = "KERF_SRIOV_CNI", append(s.env, attributes)
 	s.fails = []string{"TestLabB1AttributeRefusedRollsBack", "TestLabB2DelWithoutNetns", "TestLabB3NetnsGoneBeforeDel", "TestLabB4KilledDuringIPAM",
 		"TestLabB5TruncatedState", "TestLabB6Status", "TestLabB6Check", "TestLabB6GC", "TestLabB8FailedDelCanBeRetried", "TestLabB9MacOnIgb"}
 	return s

@@ -4,9 +4,10 @@
 //
 // What is asked for is set by the environment:
 //
-//	KERF_CNI_PLUGIN  the plugin's program
-//	KERF_CNI_CONFIG  its configuration; DEVICE stands for a VF's PCI address
-//	KERF_CNI_STATE   where it keeps records: patterns of files, with commas between
+//	KERF_CNI_PLUGIN      the plugin's program
+//	KERF_CNI_CONFIG      its configuration; DEVICE stands for a VF's PCI address
+//	KERF_CNI_STATE       where it keeps records: patterns of files, with commas between
+//	KERF_CNI_ATTRIBUTES  anything, where it knows sriov-cni's fields
 //
 // A VF is clean when its link is in the host's namespace with the name, MTU and address that it had, and its PF says of it what it
 // said before.
