@@ -49,7 +49,12 @@ func (t numaTree) title() string {
 
 // growTrees places every GPU and NIC, and NICs' Data Direct functions, below their root complexes.
 func growTrees(n node.Node) []numaTree {
-	g := grower{node: n, roots: map[string]*branch{}}
+	g := grower{node: n, roots: map[string]*branch{}, numa: map[string]int{}}
+	for _, at := range places(n) {
+		if known, ok := g.numa[at.Path.Root]; !ok || known < 0 {
+			g.numa[at.Path.Root] = at.NUMA
+		}
+	}
 	for _, gpu := range n.GPUs {
 		g.add(gpu.Place(), branch{kind: gpuBranch, label: []string{gpuName(gpu), gpu.PCI.String()}})
 	}
@@ -73,9 +78,24 @@ func growTrees(n node.Node) []numaTree {
 	return g.trees
 }
 
+// places of all that is drawn.
+func places(n node.Node) (all []node.Place) {
+	for _, gpu := range n.GPUs {
+		all = append(all, gpu.Place())
+	}
+	for _, nic := range n.NICs {
+		all = append(all, nic.Place())
+		if nic.DataDirect != nil {
+			all = append(all, *nic.DataDirect)
+		}
+	}
+	return all
+}
+
 type grower struct {
 	node  node.Node
-	roots map[string]*branch // by NUMA node and name
+	roots map[string]*branch // by name
+	numa  map[string]int     // of each root: that of any device below it whose is known
 	trees []numaTree
 }
 
@@ -84,18 +104,18 @@ func (g *grower) root(at node.Place) *branch {
 	if name == "" {
 		name = "place not known"
 	}
-	key := fmt.Sprint(at.NUMA, " ", name)
-	if r := g.roots[key]; r != nil {
+	if r := g.roots[name]; r != nil {
 		return r
 	}
-	r := &branch{kind: rootBranch, id: key, label: []string{name}}
-	g.roots[key] = r
-	i := slices.IndexFunc(g.trees, func(t numaTree) bool { return t.numa == at.NUMA })
+	r := &branch{kind: rootBranch, id: name, label: []string{name}}
+	g.roots[name] = r
+	numa := g.numa[at.Path.Root]
+	i := slices.IndexFunc(g.trees, func(t numaTree) bool { return t.numa == numa })
 	if i < 0 {
 		i = len(g.trees)
-		t := numaTree{numa: at.NUMA}
+		t := numaTree{numa: numa}
 		for _, m := range g.node.NUMA {
-			if m.ID == at.NUMA {
+			if m.ID == numa {
 				t.cpus = m.CPUs
 			}
 		}
