@@ -69,19 +69,19 @@ func why(p topo.Pair, rail int) string {
 // topoWarnings is what makes a node's devices slower than their places promise, each once.
 func topoWarnings(n node.Node) (warnings []string) {
 	seen := map[node.PCIAddress]bool{}
-	slow := func(name string, p node.PCIePath, idle bool) {
+	slow := func(name string, p node.PCIePath, idles node.PCIAddress) {
 		for _, l := range topo.Links(p) {
-			if l.Slow(idle) && !seen[l.Lower] {
+			if l.Slow(l.Lower == idles) && !seen[l.Lower] {
 				seen[l.Lower] = true
 				warnings = append(warnings, fmt.Sprintf("%s: degraded link at %s; reseat the card or look for AER errors", name, l))
 			}
 		}
 	}
 	for _, g := range n.GPUs {
-		slow(gpuName(g), g.Path, true)
+		slow(gpuName(g), g.Path, g.PCI)
 	}
 	for i, nic := range n.NICs {
-		slow(fmt.Sprintf("NIC%d", i), nic.Path, len(topo.Of(n, nil)[i].Near) > 0) // a GPU that idles may slow the way it shares
+		slow(fmt.Sprintf("NIC%d", i), nic.Path, node.PCIAddress{})
 	}
 	for _, g := range n.GPUs {
 		warnings = append(warnings, gpuWarnings(g, n.NICs)...)

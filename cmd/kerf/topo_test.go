@@ -24,6 +24,7 @@ func troubledNode() node.Node {
 	for i := range n.GPUs[:2] {
 		n.GPUs[i].Path.Hops = []node.Hop{{Link: good}, {Link: good}, {Link: good, ACS: node.ACSRedirect}, {Link: good}}
 	}
+	n.GPUs[0].Path.Hops[3].Link.Gen = 1 // it idles
 	n.NICs[0].Path.Hops = []node.Hop{{Link: good}, {Link: good}, {Link: good}, {Link: n.NICs[0].Link}}
 	flat := node.ParsePCIePath("pci0000:70/0000:70:03.0")
 	n.GPUs = append(n.GPUs, node.GPU{Index: 3, UUID: node.UUID{9}, ProductName: "<b>", PCI: flat.Device(), Path: flat, NUMA: 1})

@@ -175,8 +175,8 @@ func (b *branch) lineText() string {
 	return rateText(now)
 }
 
-// slow links are told by lanes where a GPU is below, which idles.
-func (b *branch) slow() bool { return b.up.Slow(b.kind != nicBranch) }
+// slow: a GPU's own link is told by its lanes, since it slows down when the GPU idles.
+func (b *branch) slow() bool { return b.up.Slow(b.kind == gpuBranch) }
 
 var dotShapes = [...]string{"shape=plaintext", "shape=box", "shape=box, style=rounded", "shape=box, style=filled, fillcolor=\"#cfe8cf\"", "shape=box, style=filled, fillcolor=\"#cfdff5\""}
 
