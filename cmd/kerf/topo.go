@@ -128,6 +128,7 @@ func readNode(root string) (node.Node, error) {
 	if n.NICs, err = host.NICs(); err != nil {
 		return n, err
 	}
+	host.Inspect(&n)
 	n.NUMA, err = host.NUMA()
 	return n, err
 }
