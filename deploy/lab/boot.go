@@ -56,7 +56,7 @@ func (b boot) run(ctx context.Context) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	cmd, tail, err := b.qemu(ctx, dir, plan)
@@ -71,7 +71,10 @@ func (b boot) run(ctx context.Context) (result, error) {
 	}()
 	res, err := b.follow(listener, began, end)
 	stop()
-	<-end
+	_ = <-end
+	if err != nil && b.interactive() && res.ready > 0 {
+		return res, nil // the person ended the machine
+	}
 	if err != nil {
 		return res, fmt.Errorf("machine %s: %w%s", b.machine.Name, err, tail)
 	}
@@ -198,7 +201,7 @@ func read(listener net.Listener, frames chan<- frame, stop <-chan struct{}) {
 	if err != nil {
 		return // the listener is closed: QEMU ended before
 	}
-	defer connection.Close()
+	defer func() { _ = connection.Close() }()
 	for {
 		var f frame
 		f.kind, f.data, f.err = receive(connection)

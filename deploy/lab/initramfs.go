@@ -204,7 +204,7 @@ func (m *image) program(r root, at string) error {
 		}
 		return err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	needs, err := file.ImportedLibraries()
 	if err != nil {
 		return err
@@ -281,6 +281,6 @@ func dynamic(program string) bool {
 	if err != nil {
 		return true
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	return file.Section(".interp") != nil
 }

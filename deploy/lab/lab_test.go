@@ -230,7 +230,7 @@ func TestWire(t *testing.T) {
 	if !bytes.Equal(got, big) {
 		t.Errorf("%d bytes arrived of %d", len(got), len(big))
 	}
-	if _, _, err := receive(bytes.NewReader(sent[:100])); err == nil || errors.Is(err, io.EOF) && err == io.EOF {
+	if _, _, err := receive(bytes.NewReader(sent[:100])); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("half a frame gives %v", err)
 	}
 	if _, _, err := receive(strings.NewReader("o\xff\xff\xff\xffboo")); err == nil || !strings.Contains(err.Error(), "something else") {

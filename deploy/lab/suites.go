@@ -79,7 +79,7 @@ func sriovCNI() suite {
 	s := cnisuite("sriov-cni", `{"type": "sriov", "deviceID": "DEVICE"}`, "/var/lib/cni/sriov/*")
 	s.given, s.env = "KERF_SRIOV_CNI", append(s.env, attributes)
 	s.fails = []string{"TestLabB1AttributeRefusedRollsBack", "TestLabB2DelWithoutNetns", "TestLabB3NetnsGoneBeforeDel", "TestLabB4KilledDuringIPAM",
-		"TestLabB5TruncatedState", "TestLabB6Status", "TestLabB6Check", "TestLabB6GC", "TestLabB8FailedDelCanBeRetried", "TestLabB9MacOnIgb"}
+		"TestLabB5TruncatedState", "TestLabB5TruncatedStateWithMac", "TestLabB6Status", "TestLabB6Check", "TestLabB6GC", "TestLabB8FailedDelCanBeRetried", "TestLabB9MacOnIgb"}
 	return s
 }
 

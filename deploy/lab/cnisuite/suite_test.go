@@ -134,12 +134,17 @@ func untilGate(t *testing.T, cmd *exec.Cmd, gate string) string {
 }
 
 // TestLabB5TruncatedState: the plugin's records are there and empty, as after a full disk or a reset.
-func TestLabB5TruncatedState(t *testing.T) {
+func TestLabB5TruncatedState(t *testing.T) { truncated(t, attributes()) }
+
+// TestLabB5TruncatedStateWithMac: the address that the VF had before is in no record any more.
+func TestLabB5TruncatedStateWithMac(t *testing.T) { truncated(t, map[string]any{"mac": mac}) }
+
+func truncated(t *testing.T, config map[string]any) {
 	p := newPlugin(t)
 	v := newVF(t, p)
 	_, netns := pod(t)
-	add := p.must(t, call{"ADD", "b5", netns, v.device, attributes()})
-	truncated := 0
+	add := p.must(t, call{"ADD", "b5", netns, v.device, config})
+	found := 0
 	for _, pattern := range p.state {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
@@ -152,13 +157,13 @@ func TestLabB5TruncatedState(t *testing.T) {
 			if err := os.Truncate(file, 0); err != nil {
 				t.Fatal(err)
 			}
-			truncated++
+			found++
 		}
 	}
-	if truncated == 0 {
+	if found == 0 {
 		t.Fatalf("no records match %q", p.state)
 	}
-	p.must(t, call{"DEL", "b5", netns, v.device, with(attributes(), prev(add))})
+	p.must(t, call{"DEL", "b5", netns, v.device, with(config, prev(add))})
 	v.clean(t, "after DEL with empty records")
 }
 
