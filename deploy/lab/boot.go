@@ -42,14 +42,14 @@ type result struct {
 }
 
 // run boots the machine, runs the jobs, and ends it. Whatever keeps a job from ending is an error, with the console's end.
-func (b boot) run(ctx context.Context) (result, error) {
+func (b boot) run(caller context.Context) (result, error) {
 	dir, err := os.MkdirTemp("", "kerf-lab-")
 	if err != nil {
 		return result{}, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	plan := b.machine.plan(dir)
-	if err := b.prepare(ctx, dir, plan); err != nil {
+	if err := b.prepare(caller, dir, plan); err != nil {
 		return result{}, err
 	}
 	listener, err := net.Listen("unix", filepath.Join(dir, "port"))
@@ -57,23 +57,26 @@ func (b boot) run(ctx context.Context) (result, error) {
 		return result{}, err
 	}
 	defer func() { _ = listener.Close() }()
-	ctx, stop := context.WithCancel(ctx)
+	ctx, stop := context.WithCancel(caller)
 	defer stop()
 	cmd, tail, err := b.qemu(ctx, dir, plan)
 	if err != nil {
 		return result{}, err
 	}
 	began := time.Now()
-	end := make(chan error, 1)
+	end := make(chan qemuEnded, 1)
 	go func() {
 		runtime.LockOSThread() // QEMU is killed when the thread ends that started it
-		end <- cmd.Run()
+		end <- qemuEnded{cmd.Run()}
 	}()
 	res, err := b.follow(listener, began, end)
 	stop()
-	_ = <-end
+	<-end
 	if err != nil && b.interactive() && res.ready > 0 {
 		return res, nil // the person ended the machine
+	}
+	if caller.Err() != nil {
+		return res, errors.New("interrupted; the machine is ended")
 	}
 	if err != nil {
 		return res, fmt.Errorf("machine %s: %w%s", b.machine.Name, err, tail)
@@ -131,7 +134,7 @@ func (b boot) qemu(ctx context.Context, dir string, p plan) (*exec.Cmd, *tail, e
 func (b boot) interactive() bool { return len(b.jobs) == 1 && b.jobs[0].Shell }
 
 // follow reads the machine's port until the jobs have ended, within their times.
-func (b boot) follow(listener net.Listener, began time.Time, end chan error) (result, error) {
+func (b boot) follow(listener net.Listener, began time.Time, end chan qemuEnded) (result, error) {
 	frames := make(chan frame)
 	stop := make(chan struct{})
 	defer close(stop)
@@ -142,9 +145,9 @@ func (b boot) follow(listener net.Listener, began time.Time, end chan error) (re
 	waitsFor := "its first command"
 	for {
 		select {
-		case err := <-end:
-			end <- err
-			return res, fmt.Errorf("it ended while it had still to come to %s (QEMU: %s)", waitsFor, qemuEnd(err))
+		case e := <-end:
+			end <- e
+			return res, fmt.Errorf("it ended while it had still to come to %s (QEMU: %s)", waitsFor, e)
 		case <-late.C:
 			return res, fmt.Errorf("it has not come to %s in time and hangs", waitsFor)
 		case f := <-frames:
@@ -216,11 +219,14 @@ func read(listener net.Listener, frames chan<- frame, stop <-chan struct{}) {
 	}
 }
 
-func qemuEnd(err error) string {
-	if err == nil {
+// qemuEnded is how QEMU ended.
+type qemuEnded struct{ err error }
+
+func (e qemuEnded) String() string {
+	if e.err == nil {
 		return "the machine reset itself, as it does after a panic"
 	}
-	return err.Error()
+	return e.err.Error()
 }
 
 // tail keeps the end of the console.
