@@ -10,7 +10,7 @@ import (
 
 // TestMain: the test binary is the init of the machines that it boots, as the program is of its own.
 func TestMain(m *testing.M) {
-	if os.Getpid() == 1 {
+	if isInit() {
 		guestInit()
 	}
 	if len(os.Args) > 1 && os.Args[1] == guestVerb {

@@ -23,6 +23,12 @@ const (
 	guestVerb = "guest"
 )
 
+// isInit tells a machine's init from a container's first process, which is number 1 too and must not reboot anything.
+func isInit() bool {
+	_, err := os.Stat(jobsFile)
+	return err == nil && os.Getpid() == 1 && os.Args[0] == "/init"
+}
+
 // guestInit is the machine's process 1: it mounts what programs expect, starts the process that runs the jobs, and
 // collects orphans. It does not return: process 1 that ends is a kernel panic, which the host reports.
 func guestInit() {

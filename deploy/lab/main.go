@@ -55,7 +55,7 @@ func verbs() []verb {
 }
 
 func main() {
-	if os.Getpid() == 1 {
+	if isInit() {
 		guestInit()
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
