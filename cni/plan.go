@@ -226,8 +226,8 @@ func BaselineOf(d link.Device, l link.Link, vf *link.VF, over *Override, lost bo
 	if marked || lost {
 		b.Alias, b.Up = "", l.Up && !marked
 		b.MTU, b.MAC = 0, l.PermMAC
-		if vf != nil {
-			b.VF = new(clean)
+		if vf != nil { // igbvf gives out what its PF has set as burnt in
+			b.VF, b.MAC = new(clean), ""
 		}
 	}
 	if marked {

@@ -1,6 +1,7 @@
 package link_test
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"testing"
@@ -18,7 +19,7 @@ func TestApart(t *testing.T) {
 			ran = unix.Gettid()
 			return unix.EIO
 		})
-		if ran == 0 || ran == os.Getpid() || err != unix.EIO {
+		if ran == 0 || ran == os.Getpid() || !errors.Is(err, unix.EIO) {
 			t.Fatalf("on thread %d of process %d: %v", ran, os.Getpid(), err)
 		}
 		runtime.Gosched()
