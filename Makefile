@@ -18,7 +18,7 @@ export GOFLAGS ?= -p=2
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-include $(wildcard internal/sim/driver/build.mk internal/sim/nvml/build.mk internal/sim/mps/build.mk vgpu/shim/build.mk bench/tenants/build.mk bench/probe/build.mk deploy/build.mk)
+include $(wildcard internal/sim/driver/build.mk internal/sim/nvml/build.mk internal/sim/mps/build.mk vgpu/shim/build.mk bench/tenants/build.mk bench/probe/build.mk deploy/build.mk deploy/lab/build.mk)
 
 build: clib bin ## Build the daemon, the command, the shim, the simulated driver and the tenants
 

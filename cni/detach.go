@@ -238,6 +238,12 @@ func (l *live) back(s Step, home *string) error {
 		s.Change.Name = *home
 		err = l.do(s)
 	}
+	if s.Verb == SetLink && s.Change.MAC != "" && errors.Is(err, unix.EADDRNOTAVAIL) { // igbvf, until it was reset after its PF was
+		for _, up := range []bool{true, false} {
+			_ = l.where().Change(l.seen.Link.Index, link.Change{Up: new(up)}) // the address is what counts
+		}
+		err = l.do(s)
+	}
 	return err
 }
 

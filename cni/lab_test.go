@@ -171,7 +171,10 @@ func (l *lab) state() []string {
 			lines = append(lines, fmt.Sprintf("%s is not on the host (%v), PF: %+v", id, err, vf))
 			continue
 		}
-		at.Index = 0 // another after it was bound again
+		at.Index, at.PermMAC = 0, "" // another after it was bound again; igbvf tells here what it has
+		if vf.MAC == at.MAC || vf.MAC == link.NoMAC {
+			vf.MAC = "its own" // the PF tells it or not, as it was reset or not
+		}
 		lines = append(lines, fmt.Sprintf("%s: %+v, PF: %+v", id, at, vf))
 	}
 	return lines

@@ -166,22 +166,23 @@ func PlanDetach(seen Seen, want Baseline) (steps []Step) {
 
 const noGUID = "00:00:00:00:00:00:00:00"
 
-// planVFBack takes back what the PF has set. An address of the VF's own shows there too, so it is not set by the PF, which would
-// hold the VF to it: the PF's is taken away, and the VF sets its own again.
+// planVFBack takes back what the PF has set. An address of the VF's own may show there too, or none after the PF was reset: both are
+// as good. It is not set by the PF, which would hold the VF to it: the PF's is taken away, and the VF sets its own again.
 func planVFBack(seen Seen, want Baseline) (steps []Step) {
 	if seen.VF == nil || want.VF == nil {
 		return nil
 	}
 	target := *want.VF
-	own := target.MAC == want.MAC || target.MAC == link.NoMAC || target.MAC == ""
+	own := slices.Contains([]string{want.MAC, link.NoMAC, ""}, target.MAC)
+	taken := own && !slices.Contains([]string{want.MAC, link.NoMAC}, seen.VF.MAC)
 	switch {
-	case own && (seen.VF.MAC == link.NoMAC || seen.VF.MAC == target.MAC || target.MAC == ""):
-		target.MAC = seen.VF.MAC
-	case own:
+	case taken:
 		target.MAC = link.NoMAC
+	case own:
+		target.MAC = seen.VF.MAC
 	}
 	steps = planVF(*seen.VF, target)
-	if own && target.MAC == link.NoMAC && want.MAC != "" && seen.VF.MAC != want.MAC {
+	if taken && want.MAC != "" {
 		steps = append(steps, Step{Verb: SetLink, Change: link.Change{MAC: want.MAC}})
 	}
 	return steps
@@ -225,8 +226,8 @@ func BaselineOf(d link.Device, l link.Link, vf *link.VF, over *Override, lost bo
 	if marked || lost {
 		b.Alias, b.Up = "", l.Up && !marked
 		b.MTU, b.MAC = 0, l.PermMAC
-		if vf != nil {
-			b.VF = new(clean)
+		if vf != nil { // igbvf gives out what its PF has set as burnt in
+			b.VF, b.MAC = new(clean), ""
 		}
 	}
 	if marked {

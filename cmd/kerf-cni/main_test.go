@@ -50,9 +50,9 @@ func TestMain(m *testing.M) {
 
 // stage is a namespace that stands for a node's, a pod's, and a directory.
 type stage struct {
-	t               *testing.T
-	dir, host, pods string
-	made            int
+	t         *testing.T
+	dir, host string
+	made      int
 }
 
 func newStage(t *testing.T) *stage {

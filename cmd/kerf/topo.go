@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"text/tabwriter"
+	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/kerf-gpu/kerf/cni/topo"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/internal/nvml"
 	"github.com/kerf-gpu/kerf/internal/sysfs"
@@ -23,6 +24,8 @@ type topology struct {
 	Root      string                 `json:"root"`
 	Devices   []topoDevice           `json:"devices"`
 	Matrix    [][]node.AffinityClass `json:"matrix"` // by the order of Devices
+	Assigned  []assigned             `json:"assigned,omitempty"`
+	Warnings  []string               `json:"warnings,omitempty"`
 }
 
 // topoDevice is one row and column of the matrix.
@@ -34,33 +37,73 @@ type topoDevice struct {
 	Link node.PCIeLink   `json:"link"`
 	NUMA int             `json:"numa"` // -1: not known
 	CPUs string          `json:"cpus,omitempty"`
+
+	RootPort   *node.PCIAddress `json:"pcieRootPort,omitempty"` // as kerf.dev/pcieRootPort has it
+	Rate       node.Bytes       `json:"rate,omitempty"`         // of the slowest link on the way to the CPU, each way in a second
+	Rail       *int             `json:"rail,omitempty"`
+	DataDirect *node.PCIAddress `json:"dataDirect,omitempty"`
+}
+
+// topoFlags is what the command line says of the picture.
+type topoFlags struct {
+	root      string
+	asJSON    bool
+	dot       bool
+	svg       string
+	assign    int
+	hasAssign bool
 }
 
 // topoCommand shows the node under --root; without it the one that source names, the running daemon's.
 func topoCommand(source func() (root string, err error)) *cobra.Command {
-	var root string
-	var asJSON bool
+	var f topoFlags
 	cmd := &cobra.Command{
 		Use:   "topo",
 		Short: "Show how near GPUs and NICs are to each other and to the CPUs",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			root := topoRoot(root, source)
-			n, err := readNode(root)
-			if err != nil {
-				return err
+			f.hasAssign = cmd.Flags().Changed("assign")
+			if f.asJSON && f.dot {
+				return exitError{exitUsage, errors.New("--json and --dot: both write to standard output; give one of them")}
 			}
-			t := topologyOf(n)
-			t.Root = root
-			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(t)
-			}
-			return writeTopo(cmd.OutOrStdout(), t)
+			return f.run(cmd.OutOrStdout(), topoRoot(f.root, source))
 		},
 	}
-	cmd.Flags().StringVar(&root, "root", "", "driver root to read (default: that of the running kerfd, else /)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON ("+topoSchema+")")
+	flags := cmd.Flags()
+	flags.StringVar(&f.root, "root", "", "driver root to read (default: that of the running kerfd, else /)")
+	flags.BoolVar(&f.asJSON, "json", false, "print JSON ("+topoSchema+")")
+	flags.BoolVar(&f.dot, "dot", false, "print the PCIe tree for Graphviz")
+	flags.StringVar(&f.svg, "svg", "", "draw the PCIe tree into this file")
+	flags.IntVar(&f.assign, "assign", 0, "say which NIC each of the first so many GPUs should have")
+	_ = cmd.MarkFlagFilename("svg", "svg") // both fail for a flag that is not there alone
+	_ = cmd.MarkFlagDirname("root")
 	return cmd
+}
+
+func (f topoFlags) run(out io.Writer, root string) error {
+	n, err := readNode(root)
+	if err != nil {
+		return err
+	}
+	t := topologyOf(n)
+	t.Root = root
+	if f.hasAssign {
+		if t.Assigned, err = assignNICs(n, f.assign); err != nil {
+			return exitError{exitUsage, err}
+		}
+	}
+	if f.svg != "" {
+		if err := os.WriteFile(f.svg, drawSVG(n, root), 0o644); err != nil { //nolint:gosec // a picture to show around
+			return fmt.Errorf("--svg %s: %w", f.svg, err)
+		}
+	}
+	switch {
+	case f.asJSON:
+		return json.NewEncoder(out).Encode(t)
+	case f.dot:
+		return writeDot(out, n, root)
+	}
+	return writeTopo(out, t)
 }
 
 // topoRoot needs no kerfd: without one the machine itself is shown.
@@ -85,6 +128,7 @@ func readNode(root string) (node.Node, error) {
 	if n.NICs, err = host.NICs(); err != nil {
 		return n, err
 	}
+	host.Inspect(&n)
 	n.NUMA, err = host.NUMA()
 	return n, err
 }
@@ -110,14 +154,22 @@ func topologyOf(n node.Node) topology {
 	}
 	for _, g := range n.GPUs {
 		t.Devices = append(t.Devices, topoDevice{
-			Name: fmt.Sprintf("GPU%d", g.Index), ID: g.UUID.String(), What: g.ProductName, PCI: g.PCI, Link: g.Link, NUMA: g.NUMA, CPUs: cpus[g.NUMA],
+			Name: gpuName(g), ID: g.UUID.String(), What: g.ProductName, PCI: g.PCI, Link: g.Link, NUMA: g.NUMA, CPUs: cpus[g.NUMA],
+			RootPort: address(g.Path.RootPort()), Rate: topo.Rate(g.Path),
 		})
 	}
-	for i, nic := range n.NICs {
-		t.Devices = append(t.Devices, topoDevice{
+	for i, f := range topo.Of(n, nil) {
+		nic := n.NICs[i]
+		d := topoDevice{
 			Name: fmt.Sprintf("NIC%d", i), ID: nicName(nic), What: nic.Driver, PCI: nic.PCI, Link: nic.Link, NUMA: nic.NUMA, CPUs: cpus[nic.NUMA],
-		})
+			RootPort: address(f.RootPort), Rate: f.Rate, DataDirect: address(f.DataDirect),
+		}
+		if f.Rail != topo.NoRail {
+			d.Rail = &f.Rail
+		}
+		t.Devices = append(t.Devices, d)
 	}
+	t.Warnings = topoWarnings(n)
 	for a := range t.Devices {
 		row := make([]node.AffinityClass, len(t.Devices))
 		for b := range t.Devices {
@@ -137,13 +189,24 @@ func affinity(n node.Node, a, b int) node.AffinityClass {
 	if a < gpus && b < gpus {
 		return node.GPUAffinity(n.GPUs[a], n.GPUs[b])
 	}
-	at := func(i int) node.Place {
-		if i < gpus {
-			return n.GPUs[i].Place()
-		}
-		return n.NICs[i-gpus].Place()
+	switch {
+	case a < gpus:
+		class, _ := topo.Between(n.GPUs[a], n.NICs[b-gpus])
+		return class
+	case b < gpus:
+		return affinity(n, b, a)
 	}
-	return node.Affinity(at(a), at(b))
+	return node.Affinity(n.NICs[a-gpus].Place(), n.NICs[b-gpus].Place())
+}
+
+func gpuName(g node.GPU) string { return fmt.Sprintf("GPU%d", g.Index) }
+
+// address is nil for none, so that JSON leaves it out.
+func address(a node.PCIAddress) *node.PCIAddress {
+	if a.IsZero() {
+		return nil
+	}
+	return &a
 }
 
 // nicName prefers the RDMA device's, which is what NCCL is told.
@@ -156,62 +219,3 @@ func nicName(nic node.NIC) string {
 	}
 	return nic.PCI.String()
 }
-
-func writeTopo(out io.Writer, t topology) error {
-	if t.Simulated {
-		fmt.Fprintf(out, "simulated node at %s\n\n", t.Root)
-	}
-	if len(t.Devices) == 0 {
-		_, err := fmt.Fprintf(out, "no GPU and no PCI NIC under %s\n", t.Root)
-		return err
-	}
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, d := range t.Devices {
-		fmt.Fprintf(table, "\t%s", d.Name)
-	}
-	fmt.Fprintln(table, "\tNUMA\tCPUS")
-	for i, d := range t.Devices {
-		fmt.Fprint(table, d.Name)
-		for _, class := range t.Matrix[i] {
-			fmt.Fprintf(table, "\t%s", class)
-		}
-		fmt.Fprintf(table, "\t%s\t%s\n", orUnknown(d.NUMA), d.CPUs)
-	}
-	fmt.Fprintln(table)
-	if err := table.Flush(); err != nil {
-		return err
-	}
-	for _, d := range t.Devices {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s%s\n", d.Name, d.PCI, d.ID, d.What, d.Link, narrow(d.Link))
-	}
-	if err := table.Flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprint(out, legend)
-	return err
-}
-
-func orUnknown(numa int) string {
-	if numa == node.UnknownNUMA {
-		return "?"
-	}
-	return fmt.Sprint(numa)
-}
-
-func narrow(l node.PCIeLink) string {
-	if l.Narrow() {
-		return " DEGRADED: fewer lanes than it has"
-	}
-	return ""
-}
-
-const legend = `
-X        itself
-NVn      n bonded NVLinks
-PIX      at most one PCIe switch between the two; direct DMA
-PXB      several PCIe switches; direct DMA
-PHB      through the root complex; from here on by way of the CPU
-NODE     across root complexes of one NUMA node
-SYS      across NUMA nodes
-UNKNOWN  the kernel does not say on which NUMA node one of them is
-`

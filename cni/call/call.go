@@ -11,12 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/kerf-gpu/kerf/cni/link"
 )
 
 // Call is one invocation.
@@ -73,25 +74,21 @@ func Run(ctx context.Context, program, host string, c Call) (a Answer, err error
 	return a, err
 }
 
-// Inside runs a function in the namespace at a path, on a thread that nobody uses after it.
+// Inside runs a function in the namespace at a path.
 func Inside(path string, do func() error) error {
 	if path == "" {
 		return do()
 	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+	return link.Apart(func() error {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			err = errors.Join(unix.Setns(fd, unix.CLONE_NEWNET), unix.Close(fd))
 		}
 		if err != nil {
-			result <- fmt.Errorf("enter namespace %s: %w", path, err)
-			return
+			return fmt.Errorf("enter namespace %s: %w", path, err)
 		}
-		result <- do()
-	}()
-	return <-result
+		return do()
+	})
 }
 
 // NewNetns makes a network namespace that a file in the directory leads to.
@@ -100,16 +97,12 @@ func NewNetns(dir, name string) (path string, err error) {
 	if err = os.WriteFile(path, nil, 0o444); err != nil {
 		return "", err
 	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // likewise
+	return path, link.Apart(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("make a network namespace: %w", err)
-			return
+			return fmt.Errorf("make a network namespace: %w", err)
 		}
-		result <- unix.Mount(fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid()), path, "", unix.MS_BIND, "")
-	}()
-	return path, <-result
+		return unix.Mount(fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid()), path, "", unix.MS_BIND, "")
+	})
 }
 
 // EndNetns ends a namespace, unless something else keeps it.

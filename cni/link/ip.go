@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -156,17 +155,12 @@ func (n *Net) Announce(name string) error {
 	})
 }
 
-// inside runs a function in the namespace, on a thread of its own: the thread is thrown away after it, since one that cannot go back
-// must not serve others.
+// inside runs a function in the namespace.
 func (n *Net) inside(do func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+	return Apart(func() error {
 		if err := unix.Setns(n.Fd(), unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("enter the namespace: %w", err)
-			return
+			return fmt.Errorf("enter the namespace: %w", err)
 		}
-		result <- do()
-	}()
-	return <-result
+		return do()
+	})
 }

@@ -38,8 +38,8 @@
 //   - NUMA node −1 is not known, and never equals another −1.
 //   - Old Broadcom switches show as two levels: PXB here, PIX to NCCL. Both are
 //     on the direct side, so they differ in tie-breaks alone.
-//   - A GPU's link slows down when it idles, and all links of its path with it
-//     may: only fewer lanes are called degraded there.
+//   - A GPU's own link slows down when it idles: only fewer lanes are called
+//     degraded there. Those of switches and NICs keep their speed.
 //   - A link can do no more than the weaker of its ends. A fast card in a slow
 //     slot is not degraded.
 package topo

@@ -184,5 +184,6 @@ func machine(t testing.TB, tree string) node.Node {
 	var err error
 	n.NICs, err = host.NICs()
 	must(t, err)
+	host.Inspect(&n)
 	return n
 }

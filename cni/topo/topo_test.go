@@ -156,3 +156,27 @@ func TestRails(t *testing.T) {
 		t.Errorf("a rail where there are none: %d", s[0].Rail)
 	}
 }
+
+// FuzzPaths: whatever the paths are, a class has no direction, and one root port of one root complex is PXB or better.
+func FuzzPaths(f *testing.F) {
+	f.Add("/sys/devices/pci0000:20/0000:20:00.0/0000:21:00.0/0000:22:00.0/0000:23:00.0", "pci0000:20/0000:20:00.0/0000:24:00.0", 0, 1)
+	f.Add("pci0000:00/0000:00:0e.0/pci10000:00/10000:00:02.0/10000:01:00.0", "LNXSYSTM:00/VMBUS:01/x/pci0101:00/0101:00:00.0", -1, 0)
+	f.Add("pci0000:zz/../..//", "pci0000:00/0000:00:1f.7", 0, 0)
+	f.Fuzz(func(t *testing.T, a, b string, numaA, numaB int) {
+		gpu := node.GPU{Path: node.ParsePCIePath(a), NUMA: numaA}
+		nic := node.NIC{Path: node.ParsePCIePath(b), NUMA: numaB}
+		class, _ := topo.Between(gpu, nic)
+		if back := node.Affinity(nic.Place(), gpu.Place()); back != class {
+			t.Errorf("%s one way, %s the other", class, back)
+		}
+		port := gpu.Path.RootPort()
+		if one := gpu.Path.Root != "" && gpu.Path.Root == nic.Path.Root && !port.IsZero() && port == nic.Path.RootPort(); one && !class.PeerDMA() {
+			t.Errorf("one root port %s, and %s", port, class)
+		}
+		nic.Path.Hops = make([]node.Hop, len(nic.Path.Chain))
+		if topo.Rate(nic.Path) != 0 || len(topo.Links(nic.Path)) != 0 {
+			t.Error("links where nothing is known")
+		}
+		topo.Of(node.Node{GPUs: []node.GPU{gpu}, NICs: []node.NIC{nic}}, nil)
+	})
+}

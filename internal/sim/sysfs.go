@@ -47,7 +47,8 @@ func (p *Profile) sysfs() []entry {
 		dir := s.dir()
 		switch s.Is {
 		case "bridge":
-			p.function(&t, dir, s, fn{class: 0x060400, vendor: 0x1000, device: 0xc010, driver: "pcieport"})
+			now, most := p.link(s.Slot)
+			p.function(&t, dir, s, fn{class: 0x060400, vendor: 0x1000, device: 0xc010, driver: "pcieport", link: now, max: most})
 		case "nvswitch":
 			p.function(&t, dir, s, fn{class: 0x068000, vendor: 0x10de, device: 0x22a3, driver: "nvidia-nvswitch"})
 		case "gpu":
@@ -131,16 +132,40 @@ func splitID(id string) (vendor, device int) {
 	return int(vendor64), int(device64)
 }
 
+// link of a slot as it trained, and at its best. A bridge's is as good as the
+// best that hangs below it.
+func (p *Profile) link(s Slot) (now, most LinkSpec) {
+	switch s.Is {
+	case "gpu":
+		most = p.Models[s.Model].PCIe
+	case "nic":
+		most = p.NICs[s.Model].PCIe
+	case "nvme":
+		most = LinkSpec{Gen: 4, Width: 4}
+	}
+	now = most
+	if s.Width != 0 {
+		now.Width = s.Width
+	}
+	for _, below := range s.Below {
+		n, m := p.link(below)
+		now, most = better(now, n), better(most, m)
+	}
+	return now, most
+}
+
+func better(a, b LinkSpec) LinkSpec {
+	return LinkSpec{Gen: max(a.Gen, b.Gen), Width: max(a.Width, b.Width)}
+}
+
 func (p *Profile) gpuFiles(t *tree, dir string, s placed) {
 	m := p.Models[s.Model]
-	f := fn{class: 0x030200, driver: "nvidia", max: m.PCIe, link: m.PCIe}
+	f := fn{class: 0x030200, driver: "nvidia"}
+	f.link, f.max = p.link(s.Slot)
 	if m.Brand == "geforce" || m.Brand == "rtx" {
 		f.class = 0x030000 // these drive displays
 	}
 	f.vendor, f.device = splitID(m.PCIID)
-	if s.Width != 0 {
-		f.link.Width = s.Width
-	}
 	p.function(t, dir, s, f)
 }
 
@@ -220,8 +245,8 @@ func rdmaFiles(t *tree, dir, name string, m NICModel, at node.PCIAddress) {
 }
 
 func (p *Profile) diskFiles(t *tree, dir string, s placed, n int) {
-	link := LinkSpec{Gen: 4, Width: 4}
-	p.function(t, dir, s, fn{class: 0x010802, vendor: 0x144d, device: 0xa80a, driver: "nvme", max: link, link: link})
+	now, most := p.link(s.Slot)
+	p.function(t, dir, s, fn{class: 0x010802, vendor: 0x144d, device: 0xa80a, driver: "nvme", max: most, link: now})
 	name := fmt.Sprintf("nvme%d", n)
 	ctrl := path.Join(dir, "nvme", name)
 	t.file(ctrl, "model", "Kerf simulated NVMe %-20s", s.Size)

@@ -25,7 +25,7 @@ func place(dir string) node.Place {
 		name := filepath.Base(up)
 		inTree = inTree && name != p.Path.Root
 		if _, err := node.ParsePCIAddress(name); err == nil && inTree {
-			hop := node.Hop{Link: link(up), ACS: acs(up)}
+			hop := node.Hop{Link: link(up)}
 			hops, known = append(hops, hop), known || hop != (node.Hop{})
 		}
 		if n, err := strconv.Atoi(text(up, "numa_node")); err == nil && n >= 0 && p.NUMA < 0 {
@@ -65,6 +65,38 @@ const (
 	acsRequests  = 1 << 2 // P2P request redirect
 	acsReplies   = 1 << 3 // P2P completion redirect
 )
+
+// Inspect adds to a node's paths what takes reading configuration space: ACS of
+// bridges. That wakes a sleeping bridge and takes a millisecond each, so it is
+// for people who ask, not for what runs every second.
+func (h Host) Inspect(n *node.Node) {
+	known := map[node.PCIAddress]node.ACS{}
+	inspect := func(p *node.PCIePath) {
+		for i, at := range p.Chain {
+			state, ok := known[at]
+			if dir, err := h.device(at); !ok && err == nil {
+				state = acs(dir)
+				known[at] = state
+			}
+			if state == node.ACSUnknown {
+				continue
+			}
+			if p.Hops == nil {
+				p.Hops = make([]node.Hop, len(p.Chain))
+			}
+			p.Hops[i].ACS = state
+		}
+	}
+	for i := range n.GPUs {
+		inspect(&n.GPUs[i].Path)
+	}
+	for i := range n.NICs {
+		inspect(&n.NICs[i].Path)
+		if second := n.NICs[i].DataDirect; second != nil {
+			inspect(&second.Path)
+		}
+	}
+}
 
 // acs of a bridge; a device's own says nothing of traffic between devices.
 func acs(dir string) node.ACS {

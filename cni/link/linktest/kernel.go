@@ -258,7 +258,11 @@ func (k *Kernel) State() string {
 		lines = append(lines, fmt.Sprintf("link %s %s in %q mtu %d mac %s alias %q up %v", l.Device, name, l.in.path, l.MTU, l.MAC, l.Alias, l.Up))
 	}
 	for _, f := range k.devices {
-		lines = append(lines, fmt.Sprintf("function %s vf %+v byPF %v guid %q", f.pci, f.vf, f.byPF, f.guid))
+		vf := f.vf
+		if !f.byPF {
+			vf.MAC = "its own" // the PF may tell it or not
+		}
+		lines = append(lines, fmt.Sprintf("function %s vf %+v byPF %v guid %q", f.pci, vf, f.byPF, f.guid))
 	}
 	for _, r := range k.rdma {
 		lines = append(lines, fmt.Sprintf("rdma of %s in %q", r.of.pci, r.in.path))

@@ -116,6 +116,9 @@ func (n *Net) moveOrRename(l *iface, c link.Change) error {
 }
 
 func (n *Net) setMAC(l *iface, mac string) error {
+	if mac == l.MAC {
+		return nil // Linux 6.12 tells the driver only what differs: a PF does not hear it again
+	}
 	if l.of != nil && !l.of.pf.IsZero() {
 		if l.of.byPF && mac != l.of.vf.MAC {
 			return unix.EADDRNOTAVAIL
