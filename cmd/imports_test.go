@@ -40,8 +40,11 @@ var rules = []rule{
 	{"deviceplugin", adapter, []string{"k8s.io/kubelet", "google.golang.org/grpc", "github.com/fsnotify/fsnotify"}},
 	{"hook", adapter, []string{"github.com/opencontainers/runtime-spec", "golang.org/x/sys"}}, // kerf-hook is this: its start is paid per container
 	{"hook/cdi", append([]string{"hook"}, adapter...), []string{"tags.cncf.io/container-device-interface", "github.com/NVIDIA/", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
+	{"monitor", adapter, []string{"github.com/prometheus/client_golang", "golang.org/x/sys"}},
+	{"monitor/xid", []string{"internal/node"}, nil},
+	{"monitor/doctor", []string{"internal/node"}, nil},
 	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
-	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "deviceplugin", "dra-driver", "hook"}, []string{"*"}},
+	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "deviceplugin", "dra-driver", "hook", "monitor"}, []string{"*"}},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests
 	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver"}, []string{"golang.org/x/sys", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
 }
