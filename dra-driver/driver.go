@@ -38,6 +38,7 @@ type Config struct {
 	Options Options
 	Shares  Shares
 	Cards   func() []Card // what there is now; it must not block
+	Judge   Judge         // of their health; nil: each card's own word counts
 }
 
 // apiTimeout is for one call to the API server.

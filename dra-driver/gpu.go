@@ -3,6 +3,7 @@ package dra
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/dynamic-resource-allocation/kubeletplugin"
@@ -27,7 +28,22 @@ type Shares interface {
 type gpuKind struct{ config Config }
 
 func (g *gpuKind) Resources() resourceslice.DriverResources {
-	return Slices(g.config.NodeName, g.config.Cards(), g.config.Options)
+	return Slices(g.config.NodeName, g.cards(), g.config.Options)
+}
+
+// cards are all of them, with what is known of their health.
+func (g *gpuKind) cards() []Card {
+	cards := g.config.Cards()
+	if g.config.Judge == nil {
+		return cards
+	}
+	cards = slices.Clone(cards)
+	for i := range cards {
+		if h, ok := g.config.Judge.Health(cards[i].UUID); ok {
+			cards[i].Health = &h
+		}
+	}
+	return cards
 }
 
 func (g *gpuKind) Unprepare(ctx context.Context, uid string) error {
@@ -82,7 +98,7 @@ func named(m Attributes) map[string]resourceapi.DeviceAttribute {
 
 // Health: a card's placements are as well as the card.
 func (g *gpuKind) Health() (all []DeviceHealth) {
-	for _, c := range ordered(distinct(g.config.Cards()), Binpack) {
+	for _, c := range ordered(distinct(g.cards()), Binpack) {
 		health, message := healthOf(c)
 		for _, device := range deviceNames(c) {
 			all = append(all, DeviceHealth{device, health, message})

@@ -47,6 +47,8 @@ var checks = []struct {
 	{"driver.limits", checkLimits},
 	{"mps.control", checkMPS},
 	{"gpu.faults", checkFaults},
+	{"gpu.health", checkHealth},
+	{"monitor.sources", checkSources},
 	{"shim.file", checkShimFile},
 	{"shim.limit", checkShimLimit},
 	{"ledger.memory", checkLedger},

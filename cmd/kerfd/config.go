@@ -38,6 +38,7 @@ type Config struct {
 	LogLevel   string           `yaml:"logLevel"`     // debug, info, warn or error
 	Cards      []CardConfig     `yaml:"cards"`        // how cards are divided; one that none of these matches is in mode vgpu
 	Swap       SwapConfig       `yaml:"swap"`
+	Monitor    MonitorConfig    `yaml:"monitor"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
 
@@ -118,6 +119,7 @@ func (c Config) complete() (Config, error) {
 		}
 	}
 	c.Kubernetes = c.Kubernetes.complete()
+	c.Monitor = c.Monitor.complete()
 	for _, dir := range []*string{&c.RunDir, &c.StateDir, &c.Root, &c.LibDir, &c.Kubernetes.KubeletDir, &c.Kubernetes.CDIDir, &c.Kubernetes.HostDir} {
 		absolute, err := filepath.Abs(*dir)
 		if err != nil {
@@ -141,6 +143,9 @@ func (c Config) complete() (Config, error) {
 		if err := card.validate(); err != nil {
 			return c, err
 		}
+	}
+	if err := c.Monitor.validate(); err != nil {
+		return c, err
 	}
 	if c.overcommits() && !*c.Leases {
 		return c, errors.New("config: leases: false with a card in mode overcommit: memory is moved between two leases, so without them it never would be; leave leases out, or change the card's mode")

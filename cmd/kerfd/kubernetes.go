@@ -122,7 +122,11 @@ func (k *kubernetes) connect() (clientset.Interface, error) {
 }
 
 func (k *kubernetes) newDriver(metrics prometheus.Registerer) (*dra.Driver, error) {
-	driver, err := dra.New(dra.Config{Node: k.node("dra"), Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Options: k.options()})
+	config := dra.Config{Node: k.node("dra"), Shares: door{ledger.DoorDRA, k.grants}, Cards: k.grants.cards, Options: k.options()}
+	if k.grants.monitor != nil {
+		config.Judge = judge{k.grants.monitor}
+	}
+	driver, err := dra.New(config)
 	if err != nil {
 		return nil, err
 	}
@@ -297,6 +301,9 @@ func (g *grants) cards() []dra.Card {
 			continue // it went between two looks
 		}
 		card := dra.Card{GPU: known[i], Share: gpu}
+		if g.monitor != nil && g.hardware.isSilent(gpu) { // what cannot be read is unknown, and no fault that keeps claims away
+			card.Share.Fault = ""
+		}
 		if held := gpu.HeldMode(); held != gpu.Mode {
 			card.Share.Mode, card.Pending = held, gpu.Mode
 		}
