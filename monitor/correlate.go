@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kerf-gpu/kerf/monitor/xid"
@@ -42,7 +43,7 @@ type reported struct {
 	device, source string
 	code           int
 	at             time.Duration
-	told           bool // another source has told of the same event
+	told           string // other sources that have told of the same event
 }
 
 // correlator remembers what was seen on the node lately. It is a value: see leaves the one that it was called on as it was.
@@ -57,8 +58,8 @@ func (c correlator) see(r reported) (after correlator, duplicate bool, follows i
 		if r.source == fromText || old.source == fromText {
 			window = rememberFor
 		}
-		if old.device == r.device && old.code == r.code && old.source != r.source && !old.told && distance(old.at, r.at) <= window {
-			old.told = true
+		if old.device == r.device && old.code == r.code && old.source != r.source && !strings.Contains(old.told, r.source) && distance(old.at, r.at) <= window {
+			old.told += r.source + " "
 			return correlator{recent}, true, 0
 		}
 	}
