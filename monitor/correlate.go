@@ -36,6 +36,7 @@ const (
 const (
 	sameEvent   = 10 * time.Second // two sources tell of one event within this
 	rememberFor = 5 * time.Minute
+	maxRecent   = 64 // a tenant can write as many as it likes
 )
 
 // reported is one Xid that was seen.
@@ -70,7 +71,8 @@ func (c correlator) see(r reported) (after correlator, duplicate bool, follows i
 			}
 		}
 	}
-	return correlator{append(recent, r)}, false, follows
+	recent = append(recent, r)
+	return correlator{recent[max(0, len(recent)-maxRecent):]}, false, follows
 }
 
 func distance(a, b time.Duration) time.Duration {

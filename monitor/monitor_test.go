@@ -540,3 +540,19 @@ func TestTwoMonitors(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A tenant that crashes in a loop writes Xids as fast as it can; each must stay cheap, however many came before.
+func BenchmarkXidFlood(b *testing.B) {
+	p := Profiles()["shared"]
+	m, err := New(Config{Profile: p, Mode: ModeHold, Dir: b.TempDir(), Boot: "b", Now: func() Moment { return Moment{hour, time.Time{}} },
+		GPUs: []Device{{ID: uuid(0).String(), PCI: pci(0)}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	report, _ := new(xid.Parser).Parse([]byte("NVRM: Xid (PCI:0000:10:00): 31, pid=7, name=x, text"))
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		m.Record(source.Record{Report: report, Seq: uint64(i + 1), At: hour})
+	}
+}
