@@ -95,6 +95,7 @@ func New(c Config) (*Monitor, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.GPUs = append(slices.Clone(c.GPUs), b.missing(c.GPUs)...)
 	m := &Monitor{config: c, books: b, wake: make(map[string]chan struct{}), devices: make(map[string]*watched),
 		sources: make(map[string]*sourceState), dirty: make(map[string]bool), seq: b.seq, written: b.seq, orphans: make(map[int]uint64), counts: newCounts()}
 	for _, file := range b.corrupt {
@@ -267,13 +268,29 @@ func (m *Monitor) Record(r source.Record) {
 	if m.config.Tenant != nil && r.PID != 0 && m.config.Now().Boot-r.At < pidAge {
 		x.Tenant = m.config.Tenant(r.PID)
 	}
-	m.takeXid(m.at(r.PCI), r.PCI, x, from, now)
-	if w := m.at(r.PCI); w != nil && r.Code == xid.RecoveryAction && r.Kind == xid.KindXid {
+	w := m.at(r.PCI)
+	if w != nil && !m.advance(w, r.Seq) {
+		return
+	}
+	m.takeXid(w, r.PCI, x, from, now)
+	if w != nil && r.Code == xid.RecoveryAction && r.Kind == xid.KindXid {
 		m.take(w, Fact{Kind: KindRecovery, Recovery: r.Recovery}, now)
 	}
 	m.mu.Lock()
 	m.counts.detected(m.config.Now().Boot - r.At)
 	m.mu.Unlock()
+}
+
+// advance says whether a record is new to a device; with the device's state on disk is how far it had come, so that a kill between two
+// records makes none count twice.
+func (m *Monitor) advance(w *watched, seq uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if seq != 0 && seq <= w.state.Seq {
+		return false
+	}
+	w.state.Seq = max(w.state.Seq, seq)
+	return true
 }
 
 // pidAge is how long a number in the log is taken for the process that has it now.

@@ -271,6 +271,20 @@ func TestIncidentHoldLostOnRestart(t *testing.T) {
 	m.want(1, Healthy, HealthGood)
 }
 
+// A card that is lost has no name for a kerfd that starts then: it is not forgotten for that.
+func TestLostCardIsNotForgotten(t *testing.T) {
+	m := newMachine(t, "nvidia", ModeHold)
+	m.read(nil)
+	m.xidLine(1, 79, 0)
+	m.config.GPUs = m.config.GPUs[:1]
+	m.restart()
+	m.want(1, Reboot, HealthBad)
+	m.reboot()
+	if _, ok := m.Verdict(uuid(1)); ok {
+		t.Error("a card that was taken out is watched for ever")
+	}
+}
+
 // A load that several tenants make ends in Xid 109, and no card is at fault.
 func TestIncidentSharedTimeout(t *testing.T) {
 	m := newMachine(t, "shared", ModeEvict)

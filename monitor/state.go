@@ -52,6 +52,7 @@ type State struct {
 	Xids       map[int]int          `json:"xids,omitempty"`     // reports over the card's life, by code
 	Released   map[string]string    `json:"released,omitempty"` // signals that somebody declared well as they were, by key; the value then
 	History    []seen               `json:"history,omitempty"`  // of this boot
+	Seq        uint64               `json:"seq,omitempty"`      // of the last record of the kernel log that was taken in; by the boot
 	MostLinks  int                  `json:"mostLinks,omitempty"`
 	Fresh      time.Duration        `json:"fresh,omitempty"` // when the driver was loaded, or the card reset, since boot
 
@@ -91,7 +92,7 @@ func Resume(s State, sameBoot bool) State {
 	if sameBoot {
 		return s
 	}
-	s.History, s.Fresh, s.at = nil, 0, 0
+	s.History, s.Fresh, s.at, s.Seq = nil, 0, 0, 0
 	for key, c := range s.Conditions {
 		c.Earlier, c.Seen = true, 0
 		s.Conditions[key] = c

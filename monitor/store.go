@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/kerf-gpu/kerf/internal/durable"
@@ -90,6 +91,16 @@ func (b *books) resume(d Device) State {
 		return State{}.clone()
 	}
 	return Resume(r.State, r.Boot == b.boot)
+}
+
+// missing are GPUs that were here in this boot and are in no list now: one that is lost has no name after kerfd's restart.
+func (b *books) missing(here []Device) (gone []Device) {
+	for id, r := range b.devices {
+		if r.Boot == b.boot && strings.HasPrefix(id, gpuPrefix) && !slices.ContainsFunc(here, func(d Device) bool { return d.ID == id }) {
+			gone = append(gone, r.Device)
+		}
+	}
+	return gone
 }
 
 func (b *books) write(d Device, s State) error {

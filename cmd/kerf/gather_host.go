@@ -109,7 +109,7 @@ func gatherKernel(_ context.Context, p patient) (func(*doctor.Facts), error) {
 	}
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // the list above says that it lacks
 	host, _ := os.Hostname()                                  // a report without a name is still one
-	machine := "/" // wherever the driver is
+	machine := "/"                                            // wherever the driver is
 	if p.node.Simulated {
 		machine = p.root()
 	}
