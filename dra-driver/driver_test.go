@@ -380,7 +380,7 @@ func TestNewChecks(t *testing.T) {
 	k := newKubelet(t)
 	for want, change := range map[string]func(*Config){
 		"no node name":                  func(c *Config) { c.NodeName = "" },
-		"Shares and Cards":      func(c *Config) { c.Shares = nil },
+		"Shares and Cards":              func(c *Config) { c.Shares = nil },
 		`order "fullest": not known; w`: func(c *Config) { c.Options.Order = "fullest" },
 	} {
 		config := k.config()
