@@ -38,6 +38,7 @@ type Config struct {
 	Options Options
 	Shares  Shares
 	Cards   func() []Card // what there is now; it must not block
+	Judge   Judge         // of their health; nil: each card's own word counts
 }
 
 // apiTimeout is for one call to the API server.
@@ -72,7 +73,7 @@ func New(config Config) (*Driver, error) {
 	case config.Options.Order != "" && config.Options.Order != Binpack && config.Options.Order != Spread:
 		return nil, fmt.Errorf("DRA driver: order %q: not known; write binpack or spread", config.Options.Order)
 	}
-	return NewOf(DriverName, &gpuKind{config}, config.Node)
+	return NewOf(DriverName, &gpuDevices{config}, config.Node)
 }
 
 // NewOf is a driver of any kind of devices. It checks the configuration, and starts nothing.

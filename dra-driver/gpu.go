@@ -3,6 +3,7 @@ package dra
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/dynamic-resource-allocation/kubeletplugin"
@@ -23,19 +24,34 @@ type Shares interface {
 	Owners() []ledger.Owner
 }
 
-// gpuKind is GPUs and their slices, as a Kind.
-type gpuKind struct{ config Config }
+// gpuDevices is GPUs and their slices, as a Kind.
+type gpuDevices struct{ config Config }
 
-func (g *gpuKind) Resources() resourceslice.DriverResources {
-	return Slices(g.config.NodeName, g.config.Cards(), g.config.Options)
+func (g *gpuDevices) Resources() resourceslice.DriverResources {
+	return Slices(g.config.NodeName, g.cards(), g.config.Options)
 }
 
-func (g *gpuKind) Unprepare(ctx context.Context, uid string) error {
+// cards are all of them, with what is known of their health.
+func (g *gpuDevices) cards() []Card {
+	cards := g.config.Cards()
+	if g.config.Judge == nil {
+		return cards
+	}
+	cards = slices.Clone(cards)
+	for i := range cards {
+		if h, ok := g.config.Judge.Health(cards[i].UUID); ok {
+			cards[i].Health = &h
+		}
+	}
+	return cards
+}
+
+func (g *gpuDevices) Unprepare(ctx context.Context, uid string) error {
 	return g.config.Shares.Drop(ctx, uid)
 }
-func (g *gpuKind) Owners() []ledger.Owner { return g.config.Shares.Owners() }
+func (g *gpuDevices) Owners() []ledger.Owner { return g.config.Shares.Owners() }
 
-func (g *gpuKind) Prepare(ctx context.Context, claim *resourceapi.ResourceClaim) (prepared []Prepared, err error) {
+func (g *gpuDevices) Prepare(ctx context.Context, claim *resourceapi.ResourceClaim) (prepared []Prepared, err error) {
 	all, err := allocations(claim, g.config.NodeName, g.config.Cards())
 	if err != nil || len(all) == 0 {
 		return nil, err
@@ -63,7 +79,7 @@ func (g *gpuKind) Prepare(ctx context.Context, claim *resourceapi.ResourceClaim)
 }
 
 // deviceOf is the answer for one result.
-func (g *gpuKind) deviceOf(a allocation, h ledger.Held) kubeletplugin.Device {
+func (g *gpuDevices) deviceOf(a allocation, h ledger.Held) kubeletplugin.Device {
 	m := attributes(a.card, g.config.Options)
 	for _, part := range h.Grant.Devices {
 		m.share(part.Memory, part.Limit, part.Cores)
@@ -81,8 +97,8 @@ func named(m Attributes) map[string]resourceapi.DeviceAttribute {
 }
 
 // Health: a card's placements are as well as the card.
-func (g *gpuKind) Health() (all []DeviceHealth) {
-	for _, c := range ordered(distinct(g.config.Cards()), Binpack) {
+func (g *gpuDevices) Health() (all []DeviceHealth) {
+	for _, c := range ordered(distinct(g.cards()), Binpack) {
 		health, message := healthOf(c)
 		for _, device := range deviceNames(c) {
 			all = append(all, DeviceHealth{device, health, message})

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	resourceapi "k8s.io/api/resource/v1"
 	"k8s.io/dynamic-resource-allocation/kubeletplugin"
 
 	"github.com/kerf-gpu/kerf/internal/node"
@@ -15,6 +16,22 @@ import (
 
 // healthInterval is well within the 30 s after which kubelet takes a device's health for unknown.
 const healthInterval = 10 * time.Second
+
+// maxHealthMessage is what kubelet takes.
+const maxHealthMessage = 1024
+
+// Health is what a monitor says of a card: what kubelet tells its pods, and what schedulers are to know.
+type Health struct {
+	Status  kubeletplugin.HealthStatus
+	Message string
+	Taints  []resourceapi.DeviceTaint
+}
+
+// Judge knows how cards are.
+type Judge interface {
+	// Health of a card; ok is false for one that nobody watches. It must not block.
+	Health(gpu node.UUID) (h Health, ok bool)
+}
 
 // seen is every device of which kubelet was told: one that is gone is reported as unknown, rather than left to go stale.
 type seen struct {
@@ -92,6 +109,10 @@ func deviceNames(c Card) (names []string) {
 // healthOf says Unhealthy only where the hardware itself says so. That nothing is granted on a card for another reason
 // is no sickness of it, and what is not known is Unknown: a broken monitor must not move a pod.
 func healthOf(c Card) (kubeletplugin.HealthStatus, string) {
+	if c.Health != nil {
+		message := cmp.Or(c.Health.Message, c.Share.Fault)
+		return c.Health.Status, message[:min(len(message), maxHealthMessage)]
+	}
 	fault := c.Fault
 	switch {
 	case fault.Lost, fault.Recovery != node.RecoveryNone, fault.RemapFailure:

@@ -34,14 +34,14 @@ type Pairs struct {
 // The NIC's request comes first: the allocator tries all GPUs for a NIC before it goes on to the NIC's next choice. The other way
 // round it would give the first GPU a far NIC while a second one has a near one.
 type pairing struct {
-	nics []string  // subrequests of the NIC, best first; none: an exact request
-	gpus []gpuKind // subrequests of the GPU: each GPU fits one of them
-	port []string  // what must have one root port
-	numa []string  // what must have one NUMA node
+	nics []string   // subrequests of the NIC, best first; none: an exact request
+	gpus []gpuPlace // subrequests of the GPU: each GPU fits one of them
+	port []string   // what must have one root port
+	numa []string   // what must have one NUMA node
 }
 
-// gpuKind is a GPU by what is known of its place.
-type gpuKind struct {
+// gpuPlace is a GPU by what is known of its place.
+type gpuPlace struct {
 	name       string
 	port, numa bool
 }
@@ -50,13 +50,13 @@ var pairings = map[PairFallback]pairing{
 	PairNone: {port: []string{"nic-%d", "gpu-%d"}},
 	PairNUMA: {
 		nics: []string{"near", "numa"},
-		gpus: []gpuKind{{"placed", true, true}, {"numa", false, true}},
+		gpus: []gpuPlace{{"placed", true, true}, {"numa", false, true}},
 		port: []string{"nic-%d/near", "gpu-%d/placed"},
 		numa: []string{"nic-%d/near", "nic-%d/numa", "gpu-%d/placed", "gpu-%d/numa"},
 	},
 	PairAny: {
 		nics: []string{"near", "port", "numa", "any"}, // near is port too, by a NIC whose NUMA node is known: a GPU without a port must not take just any NIC as near
-		gpus: []gpuKind{{"placed", true, true}, {"port", true, false}, {"numa", false, true}, {"flat", false, false}},
+		gpus: []gpuPlace{{"placed", true, true}, {"port", true, false}, {"numa", false, true}, {"flat", false, false}},
 		port: []string{"nic-%d/near", "nic-%d/port", "gpu-%d/placed", "gpu-%d/port"},
 		numa: []string{"nic-%d/near", "nic-%d/numa", "gpu-%d/placed", "gpu-%d/numa"},
 	},
@@ -72,7 +72,7 @@ func (p Pairs) Claim() (resourceapi.ResourceClaimSpec, error) {
 	var gpus []string
 	for i := range max(0, p.Count) {
 		devices.Requests = append(devices.Requests, p.nic(i, how), p.gpu(i, how))
-		devices.Constraints = append(devices.Constraints, match(pcieRootPort, how.port, i))
+		devices.Constraints = append(devices.Constraints, match(PCIeRootPort, how.port, i))
 		if len(how.numa) > 0 {
 			devices.Constraints = append(devices.Constraints, match(resourceapi.FullyQualifiedName(deviceattribute.StandardDeviceAttributeNUMANode), how.numa, i))
 		}
@@ -134,12 +134,12 @@ func (p Pairs) gpu(i int, how pairing) resourceapi.DeviceRequest {
 }
 
 // selectors of a kind: which attributes a GPU has, and which not.
-func (k gpuKind) selectors() []resourceapi.DeviceSelector {
+func (k gpuPlace) selectors() []resourceapi.DeviceSelector {
 	var tests []string
 	for _, a := range []struct {
 		name resourceapi.QualifiedName
 		has  bool
-	}{{pcieRootPort, k.port}, {deviceattribute.StandardDeviceAttributeNUMANode, k.numa}} {
+	}{{PCIeRootPort, k.port}, {deviceattribute.StandardDeviceAttributeNUMANode, k.numa}} {
 		domain, id, _ := strings.Cut(string(a.name), "/")
 		test := fmt.Sprintf("%q in device.attributes[%q]", id, domain)
 		if !a.has {

@@ -72,7 +72,7 @@ func pairWorld(t testing.TB, nics []resourceapi.Device, without ...resourceapi.Q
 // nicAt is a NIC below a root port, "" for one that nobody knows, on a NUMA node, −1 likewise.
 func nicAt(name, port string, numa int) resourceapi.Device {
 	d := resourceapi.Device{Name: name, Attributes: attributeMap{}}
-	attributeMap(d.Attributes).text(pcieRootPort, port)
+	attributeMap(d.Attributes).text(PCIeRootPort, port)
 	if numa >= 0 {
 		attributeMap(d.Attributes).number("resource.kubernetes.io/numaNode", int64(numa))
 	}
@@ -106,12 +106,12 @@ func TestPairs(t *testing.T) {
 		{"near though the first GPU is not", []resourceapi.Device{nicAt("storage", other, 0), nicAt("nic7", portOf7, 1)}, nil, Pairs{Count: 1, Fallback: PairAny}, "d7|1 nic7"},
 		{"near, then NUMA, then any", append(near[:3:3], nicAt("far", other, -1)), nil, Pairs{Count: 4, Fallback: PairAny}, "d7|1 nic7, 15|0 nic0, 37|0 storage, 48|0 far"},
 		{"any has an end too", near, nil, Pairs{Count: 4, Fallback: PairAny}, "no"},
-		{"a flat VM has NUMA nodes alone", []resourceapi.Device{nicAt("b", "", 1)}, []resourceapi.QualifiedName{pcieRootPort}, Pairs{Count: 1, Fallback: PairAny}, "?|1 b"},
-		{"and no pair by port", []resourceapi.Device{nicAt("b", portOf0, 1)}, []resourceapi.QualifiedName{pcieRootPort}, Pairs{Count: 1, Fallback: PairNone}, "no"},
-		{"a flat VM, by NUMA node though one has a port", []resourceapi.Device{nicAt("a", other, 3), nicAt("b", "", 1)}, []resourceapi.QualifiedName{pcieRootPort}, Pairs{Count: 1, Fallback: PairNUMA}, "?|1 b"},
+		{"a flat VM has NUMA nodes alone", []resourceapi.Device{nicAt("b", "", 1)}, []resourceapi.QualifiedName{PCIeRootPort}, Pairs{Count: 1, Fallback: PairAny}, "?|1 b"},
+		{"and no pair by port", []resourceapi.Device{nicAt("b", portOf0, 1)}, []resourceapi.QualifiedName{PCIeRootPort}, Pairs{Count: 1, Fallback: PairNone}, "no"},
+		{"a flat VM, by NUMA node though one has a port", []resourceapi.Device{nicAt("a", other, 3), nicAt("b", "", 1)}, []resourceapi.QualifiedName{PCIeRootPort}, Pairs{Count: 1, Fallback: PairNUMA}, "?|1 b"},
 		{"ports without NUMA nodes", []resourceapi.Device{nicAt("a", other, -1), nicAt("b", portOf7, -1)}, []resourceapi.QualifiedName{numa}, Pairs{Count: 1, Fallback: PairAny}, "d7|? b"},
-		{"nothing is known", []resourceapi.Device{nicAt("a", "", -1)}, []resourceapi.QualifiedName{pcieRootPort, numa}, Pairs{Count: 1, Fallback: PairAny}, "?|? a"},
-		{"nothing is known, and NUMA is asked", []resourceapi.Device{nicAt("a", "", -1)}, []resourceapi.QualifiedName{pcieRootPort, numa}, Pairs{Count: 1, Fallback: PairNUMA}, "no"},
+		{"nothing is known", []resourceapi.Device{nicAt("a", "", -1)}, []resourceapi.QualifiedName{PCIeRootPort, numa}, Pairs{Count: 1, Fallback: PairAny}, "?|? a"},
+		{"nothing is known, and NUMA is asked", []resourceapi.Device{nicAt("a", "", -1)}, []resourceapi.QualifiedName{PCIeRootPort, numa}, Pairs{Count: 1, Fallback: PairNUMA}, "no"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := pairWorld(t, tt.nics, tt.without...)
@@ -154,7 +154,7 @@ func (o *oracle) pairs(t testing.TB, p Pairs) string {
 	for i := range p.Count {
 		gpu := devices[with[fmt.Sprint("gpu-", i)]]
 		port, node := "?", "?"
-		if a := gpu.Attributes[pcieRootPort]; a.StringValue != nil {
+		if a := gpu.Attributes[PCIeRootPort]; a.StringValue != nil {
 			port = strings.Split(*a.StringValue, ":")[1]
 		}
 		if a := gpu.Attributes["resource.kubernetes.io/numaNode"]; a.IntValue != nil {

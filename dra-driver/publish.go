@@ -17,9 +17,13 @@ type publisher interface {
 // publishDebounce gathers changes: a driver that loses its devices loses them one by one, and each write goes to every scheduler.
 const publishDebounce = 250 * time.Millisecond
 
+// publishEvery is the least between two writes, whatever burst of faults there is.
+const publishEvery = time.Second
+
 // publish hands slices to the library at first, and whenever they differ, until ctx ends.
 func (d *Driver) publish(ctx context.Context, to publisher) {
 	var last *resourceslice.DriverResources
+	var written time.Time
 	for {
 		changed := d.changed.wait() // before the look: what changes meanwhile is seen
 		wanted := d.kind.Resources()
@@ -29,7 +33,7 @@ func (d *Driver) publish(ctx context.Context, to publisher) {
 				d.config.report(d.failed("publish", fmt.Errorf("publish slices of node %s: %w", d.config.NodeName, err)))
 				retry = time.After(10 * time.Second)
 			} else {
-				last = &wanted
+				last, written = &wanted, time.Now()
 			}
 		}
 		select {
@@ -41,7 +45,7 @@ func (d *Driver) publish(ctx context.Context, to publisher) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(publishDebounce):
+		case <-time.After(max(publishDebounce, publishEvery-time.Since(written))):
 		}
 	}
 }

@@ -20,6 +20,7 @@ type Card struct {
 	node.GPU
 	Share   share.GPU  // grantable memory, mode, over-commit, fault; Granted filled in
 	Pending share.Mode // the mode that it changes to when the last share has gone; empty: it stays
+	Health  *Health    // what a monitor says of it; nil: nobody watches, and the card's own word counts
 	twin    bool       // another card's UUID begins alike; see distinct
 }
 
@@ -192,10 +193,13 @@ func taints(c Card) (taints []resourceapi.DeviceTaint) {
 	if c.Pending != "" && c.Pending != c.mode() {
 		taints = append(taints, resourceapi.DeviceTaint{Key: TaintModeChange, Value: string(c.Pending), Effect: resourceapi.DeviceTaintEffectNoSchedule})
 	}
+	if c.Health != nil {
+		taints = append(taints, c.Health.Taints...)
+	}
 	if c.Share.Fault != "" {
 		taints = append(taints, resourceapi.DeviceTaint{Key: TaintFault, Value: TaintValue(c.Share.Fault), Effect: resourceapi.DeviceTaintEffectNoSchedule})
 	}
-	return taints
+	return taints[:min(len(taints), resourceapi.DeviceTaintsMaxLength)]
 }
 
 // TaintValue makes a label value of a sentence.

@@ -1,106 +1,126 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
-	"text/tabwriter"
+	"os"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/monitor"
+	"github.com/kerf-gpu/kerf/monitor/doctor"
 )
 
-// status is the outcome of one check. The order is of weight: the worst of them decides the exit code.
-type status string
-
-const (
-	statusPass    status = "PASS"
-	statusInfo    status = "INFO"
-	statusSkip    status = "SKIP"
-	statusWarn    status = "WARN"
-	statusCrit    status = "CRIT"
-	statusUnknown status = "UNKNOWN"
-)
-
-var doctorExit = map[status]int{statusWarn: 1, statusUnknown: 3, statusCrit: 2}
-
-// finding is what a check found, in a line that a person reads, and what to do if it is not well.
-type finding struct {
-	ID     string `json:"id"`
-	Status status `json:"status"`
-	Found  string `json:"found"`
-	Fix    string `json:"fix,omitempty"`
-}
-
-// diagnosis is what kerf doctor prints.
-type diagnosis struct {
-	Schema    string    `json:"schema"`
-	Simulated bool      `json:"simulated"`
-	Worst     status    `json:"worst"`
-	Checks    []finding `json:"checks"`
+// doctorFlags are what a person may say of an examination.
+type doctorFlags struct {
+	level, format, bundle, profile string
+	json                           bool
+	timeout                        time.Duration
+	selection                      doctor.Selection
 }
 
 func doctorCommand(o *options) *cobra.Command {
-	var asJSON bool
+	var d doctorFlags
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what is wrong on this node",
-		Long: "Look for what is wrong on this node. Nothing is changed; one small slice is taken for a moment to see that the shim\n" +
-			"holds its limit.\n\nExit: 0 all is well, 1 warnings, 2 critical, 3 something could not be told.",
-		Args: cobra.NoArgs,
+		Long: "Look for what is wrong on this node. Level quick takes less than two seconds and only reads; full reads more; active runs\n" +
+			"a small program in a slice, to see that the shim holds its limit.\n\nExit: 0 all is well, 1 warnings, 2 critical, 3 something could not be told, 64 wrong command line.",
+		Example: "  kerf doctor\n  kerf doctor --level active -o junit\n  kerf doctor --only gpu,driver.module --skip gpu.links\n  kerf doctor --bundle node7.tar.gz",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return exitError{exitUsage, fmt.Errorf("argument %q: doctor takes flags only; see kerf doctor --help", args[0])}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d := diagnose(cmd.Context(), newPatient(cmd.Context(), o))
-			out := cmd.OutOrStdout()
-			if asJSON {
-				if err := json.NewEncoder(out).Encode(d); err != nil {
-					return err
-				}
-			} else if err := writeDiagnosis(out, d); err != nil {
+			r, err := d.examine(cmd.Context(), o)
+			if err != nil {
 				return err
 			}
-			if code := doctorExit[d.Worst]; code != 0 {
+			if d.bundle != "" {
+				if err := writeBundle(cmd.Context(), d.bundle, r, o); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "kerf: wrote %s\n", d.bundle)
+			}
+			if err := r.Write(cmd.OutOrStdout(), d.format); err != nil {
+				return err
+			}
+			if code := r.Exit(); code != 0 {
 				return exitError{code: code}
 			}
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON ("+control.DoctorSchema+")")
+	f := cmd.Flags()
+	f.StringVar(&d.level, "level", "quick", "how far to go: quick, full or active")
+	f.StringVarP(&d.format, "output", "o", "text", "text, json ("+control.DoctorSchema+") or junit")
+	f.BoolVar(&d.json, "json", false, "the same as -o json")
+	f.StringSliceVar(&d.selection.Only, "only", nil, "checks, or groups of them (the part before the dot), to run")
+	f.StringSliceVar(&d.selection.Skip, "skip", nil, "checks, or groups of them, to leave out")
+	f.DurationVar(&d.timeout, "timeout", 0, "for each set of facts; a check without its facts is UNKNOWN (default: 2s to 60s, by what it is)")
+	f.StringVar(&d.profile, "profile", "", "fail where kerfd judges by another profile than this: nvidia, conservative or shared")
+	f.StringVar(&d.bundle, "bundle", "", "also write a .tar.gz for a report of a fault, without secrets")
 	return cmd
 }
 
-func diagnose(ctx context.Context, p *patient) diagnosis {
-	d := diagnosis{Schema: control.DoctorSchema, Simulated: p.node.Simulated, Worst: statusPass}
-	for _, check := range checks {
-		f := check.look(ctx, p)
-		f.ID = check.id
-		d.Checks = append(d.Checks, f)
-		d.Worst = worse(d.Worst, f.Status)
+func (d *doctorFlags) examine(ctx context.Context, o *options) (r doctor.Report, err error) {
+	usage := func(err error) error { return exitError{exitUsage, err} }
+	if d.json {
+		d.format = "json"
 	}
-	return d
-}
-
-func worse(a, b status) status {
-	weight := map[status]int{statusPass: 0, statusInfo: 0, statusSkip: 0, statusWarn: 1, statusUnknown: 2, statusCrit: 3}
-	if cmp.Compare(weight[b], weight[a]) > 0 {
-		return b
+	if !slices.Contains(doctor.Formats, d.format) {
+		return r, usage(fmt.Errorf("output %q: not known; use %s", d.format, strings.Join(doctor.Formats, ", ")))
 	}
-	return a
-}
-
-func writeDiagnosis(out io.Writer, d diagnosis) error {
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, f := range d.Checks {
-		fmt.Fprintf(table, "%s\t%s\t%s\n", f.Status, f.ID, f.Found)
-		if f.Fix != "" {
-			fmt.Fprintf(table, "\t\t→ %s\n", f.Fix)
+	if d.timeout < 0 {
+		return r, usage(errors.New("timeout: below 0; leave it out for the default"))
+	}
+	if d.profile != "" {
+		if _, err := monitor.FindProfile(d.profile); err != nil {
+			return r, usage(err)
 		}
 	}
-	if err := table.Flush(); err != nil {
-		return err
+	if d.selection.Level, err = doctor.ParseLevel(d.level); err != nil {
+		return r, usage(err)
 	}
-	fmt.Fprintf(out, "\n%s%s\n", d.Worst, simulatedMark(d.Simulated))
-	return nil
+	checks, err := d.selection.Select()
+	if err != nil {
+		return r, usage(err)
+	}
+	p := &patient{client: o.client(), socket: o.socket, timeout: d.timeout}
+	r = doctor.Report{Schema: control.DoctorSchema, Tool: "kerf " + version.Version, Started: time.Now().UTC(), Level: d.level}
+	f := p.gather(ctx, doctor.Sections(checks, d.selection.Level))
+	r.Checks, r.Worst = doctor.Examine(checks, d.selection.Level, f)
+	if d.profile != "" {
+		r.Checks = append(r.Checks, profileFinding(ctx, p, d.profile))
+		r.Worst = doctor.Worse(r.Worst, r.Checks[len(r.Checks)-1].Status)
+	}
+	r.Simulated, r.BootID, r.Node = f.Simulated, f.BootID, f.NodeName
+	if r.Node == "" {
+		r.Node, _ = os.Hostname() // a report without a name is still one
+	}
+	r.Duration = time.Since(r.Started).Seconds()
+	return r, nil
+}
+
+// profileFinding compares the profile that is in force with the one that somebody expects.
+func profileFinding(ctx context.Context, p *patient, want string) doctor.Finding {
+	f := doctor.Finding{ID: "monitor.profile", Group: "monitor", Status: doctor.Pass}
+	h, err := p.client.Health(ctx)
+	switch {
+	case err != nil:
+		f.Status, f.Found = doctor.Unknown, err.Error()
+	case h.Profile != want:
+		f.Status, f.Found, f.Fix = doctor.Warn, fmt.Sprintf("kerfd judges by profile %q, not %q", h.Profile, want), "set monitor.profile in kerfd's configuration"
+	default:
+		f.Found = fmt.Sprintf("kerfd judges by profile %s, mode %s", h.Profile, h.Mode)
+	}
+	return f
 }

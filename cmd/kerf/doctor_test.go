@@ -10,11 +10,15 @@ import (
 
 	"github.com/kerf-gpu/kerf/bench/rig"
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/monitor/doctor"
 )
 
-func examine(t *testing.T, r *rig.Rig) (diagnosis, int) {
+// diagnosis is what kerf doctor prints.
+type diagnosis struct{ doctor.Report }
+
+func examine(t *testing.T, r *rig.Rig, flags ...string) (diagnosis, int) {
 	t.Helper()
-	got := end(t, r.Kerf(t.Context(), "doctor", "--json"))
+	got := end(t, r.Kerf(t.Context(), append([]string{"doctor", "--json"}, flags...)...))
 	var d diagnosis
 	if err := json.Unmarshal([]byte(got.stdout), &d); err != nil {
 		t.Fatalf("%v: %s%s", err, got.stdout, got.stderr)
@@ -22,23 +26,23 @@ func examine(t *testing.T, r *rig.Rig) (diagnosis, int) {
 	return d, got.code
 }
 
-func (d diagnosis) check(id string) finding {
+func (d diagnosis) check(id string) doctor.Finding {
 	for _, f := range d.Checks {
 		if f.ID == id {
 			return f
 		}
 	}
-	return finding{}
+	return doctor.Finding{}
 }
 
 func TestDoctor(t *testing.T) {
 	r := startRig(t)
-	d, code := examine(t, r)
-	if code != 0 || d.Worst != statusPass || d.Schema != control.DoctorSchema || !d.Simulated {
+	d, code := examine(t, r, "--level", "active")
+	if code != 0 || d.Worst != doctor.Pass || d.Schema != control.DoctorSchema || !d.Simulated {
 		t.Errorf("a healthy simulated node: exit %d, %+v", code, d)
 	}
-	if len(d.Checks) != len(checks) {
-		t.Errorf("%d findings of %d checks", len(d.Checks), len(checks))
+	if len(d.Checks) != len(doctor.Checks) {
+		t.Errorf("%d findings of %d checks", len(d.Checks), len(doctor.Checks))
 	}
 
 	version := filepath.Join(r.Root(), "proc/driver/nvidia/version")
@@ -50,7 +54,7 @@ func TestDoctor(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, code = examine(t, r)
-	if f := d.check("driver.module"); code != 2 || f.Status != statusCrit || !strings.Contains(f.Found, "kernel module 535.261.03") || !strings.Contains(f.Fix, "reboot") {
+	if f := d.check("driver.module"); code != 2 || f.Status != doctor.Crit || !strings.Contains(f.Found, "kernel module 535.261.03") || !strings.Contains(f.Fix, "reboot") {
 		t.Errorf("a module of another version: exit %d, %+v", code, f)
 	}
 }
@@ -63,7 +67,7 @@ func TestMissingLibrary(t *testing.T) {
 	}
 	got := end(t, r.Sliced(t.Context(), rig.Slice{Memory: "1Gi"}, "true"))
 	oneLine(t, "kerf run", got, 125, "libcuda.so.1", "install")
-	if d, code := examine(t, r); code != 2 || d.check("driver.library").Status != statusCrit {
+	if d, code := examine(t, r); code != 2 || d.check("driver.library").Status != doctor.Crit {
 		t.Errorf("doctor: exit %d, %+v", code, d.check("driver.library"))
 	}
 	state, err := control.Dial(r.Socket()).State(t.Context())
@@ -87,24 +91,10 @@ func TestHungGPU(t *testing.T) {
 			t.Errorf("GPU %d: error %q", g.Index, g.Error)
 		}
 	}
-	if d, code := examine(t, r); code != 3 || d.check("ledger.memory").Status != statusUnknown {
+	if d, code := examine(t, r); code != 3 || d.check("ledger.memory").Status != doctor.Unknown {
 		t.Errorf("doctor: exit %d, %+v", code, d.check("ledger.memory"))
 	}
 	if got := end(t, exec.Command(filepath.Join(binaries, "kerf"), "sim", "inject", "clear", "--gpu", "2", "--root", r.Root())); got.code != 0 {
 		t.Fatal(got.stderr)
-	}
-}
-
-func TestWorstDecides(t *testing.T) {
-	for _, tt := range []struct{ a, b, want status }{
-		{statusPass, statusInfo, statusPass},
-		{statusPass, statusWarn, statusWarn},
-		{statusWarn, statusUnknown, statusUnknown},
-		{statusCrit, statusUnknown, statusCrit},
-		{statusUnknown, statusCrit, statusCrit},
-	} {
-		if got := worse(tt.a, tt.b); got != tt.want {
-			t.Errorf("worse(%s, %s) = %s, want %s", tt.a, tt.b, got, tt.want)
-		}
 	}
 }

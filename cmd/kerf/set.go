@@ -67,11 +67,11 @@ func capMark(capped bool) string {
 
 func explainCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use:   "explain SHARE",
-		Short: "Say in words whether a share runs, and why it waits",
+		Use:   "explain SHARE|DEVICE",
+		Short: "Say in words whether a share runs and why it waits, or how a device is and why",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return exitError{exitUsage, errors.New("explain wants one share; kerf top lists them")}
+				return exitError{exitUsage, errors.New("explain wants one share or device; kerf top lists them")}
 			}
 			return nil
 		},
@@ -86,7 +86,15 @@ func explainCommand(o *options) *cobra.Command {
 					return nil
 				}
 			}
-			return fmt.Errorf("share %q: not there, or another user's; kerf top lists the shares", args[0])
+			health, device, ok, err := findDevice(cmd.Context(), o.client(), args[0])
+			switch {
+			case err != nil:
+				return err
+			case ok:
+				explainDevice(cmd.OutOrStdout(), health, device)
+				return nil
+			}
+			return fmt.Errorf("%q: no share (or another user's), and no device; kerf top lists the shares and GPUs", args[0])
 		},
 	}
 }

@@ -40,6 +40,7 @@ type Config struct {
 	Cards      []CardConfig     `yaml:"cards"`        // how cards are divided; one that none of these matches is in mode vgpu
 	Swap       SwapConfig       `yaml:"swap"`
 	NICs       []NICConfig      `yaml:"nics"` // PFs that are to have VFs; others are left as they are
+	Monitor    MonitorConfig    `yaml:"monitor"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
 
@@ -121,6 +122,7 @@ func (c Config) complete() (Config, error) {
 		}
 	}
 	c.Kubernetes = c.Kubernetes.complete()
+	c.Monitor = c.Monitor.complete()
 	for _, dir := range []*string{&c.RunDir, &c.StateDir, &c.Root, &c.LibDir, &c.Kubernetes.KubeletDir, &c.Kubernetes.CDIDir, &c.Kubernetes.HostDir} {
 		absolute, err := filepath.Abs(*dir)
 		if err != nil {
@@ -145,7 +147,7 @@ func (c Config) complete() (Config, error) {
 			return c, err
 		}
 	}
-	if err := validateNICs(c.NICs); err != nil {
+	if err := errors.Join(validateNICs(c.NICs), c.Monitor.validate()); err != nil {
 		return c, err
 	}
 	if c.overcommits() && !*c.Leases {

@@ -32,6 +32,11 @@ func TestConfig(t *testing.T) {
 		{"too many cores", "kubernetes: {enabled: true, nodeName: n1, devicePlugin: {enabled: true, cores: 101}}\n", "devicePlugin.cores: percent 101"},
 		{"a host directory with the state in it", "stateDir: /var/lib/kerf\nkubernetes: {enabled: true, nodeName: n1, hostDir: /var/lib}\n", "kubernetes.hostDir /var/lib: /var/lib/kerf is there"},
 		{"free hardware", "simulate: {zeroCost: true}\n", "real hardware cannot be free"},
+		{"monitor", "monitor: {profile: shared, mode: hold, interval: 30s, thresholds: {pcieReplaysPerMinute: 5}}\n", ""},
+		{"unknown profile", "monitor: {profile: lenient}\n", `monitor.profile "lenient": not known; use conservative, nvidia, shared`},
+		{"unknown monitor mode", "monitor: {mode: drain}\n", `monitor.mode "drain": not known; use observe, hold or evict`},
+		{"a busy monitor", "monitor: {interval: 10ms}\n", "monitor.interval 10ms: outside 1s to 5m"},
+		{"threshold", "monitor: {thresholds: {busyPercent: 120}}\n", "monitor.thresholds.busyPercent 120: outside 1 to 100"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "kerfd.yaml")

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
+	"github.com/kerf-gpu/kerf/monitor"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 	"github.com/kerf-gpu/kerf/vgpu/mps"
@@ -23,7 +24,9 @@ type grants struct {
 	ledger     *ledger.Ledger
 	arbiter    *arbiter.Server
 	mps        *mps.Supervisor
-	containers *containers // nil without Kubernetes
+	containers *containers      // nil without Kubernetes
+	monitor    *monitor.Monitor // nil where nobody watches
+	events     *healthEvents    // nil without Kubernetes
 	log        *slog.Logger
 	changed    *notice // the hardware's too: what the GPUs are, and what is granted where
 	owners     keyedLocks

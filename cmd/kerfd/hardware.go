@@ -39,9 +39,10 @@ type hardware struct {
 	host sysfs.Host
 	log  *slog.Logger
 
-	cards   []CardConfig
-	pool    node.Bytes // of host memory, for what over-committed cards swap out
-	changed notice     // what the GPUs say of themselves, or what is granted of them
+	cards    []CardConfig
+	pool     node.Bytes // of host memory, for what over-committed cards swap out
+	verdicts verdicts   // of the monitor; nil: nobody watches
+	changed  notice     // what the GPUs say of themselves, or what is granted of them
 
 	mu       sync.Mutex
 	node     node.Node
@@ -285,7 +286,9 @@ func (h *hardware) shareGPUs() []share.GPU {
 		if g.UUID.IsZero() { // lost since before kerfd started: it has no name to be granted by
 			continue
 		}
+		g, refuse := h.judged(g)
 		gpu := divide(h.cards, g, h.capacity[g.UUID])
+		gpu.Fault = cmp.Or(refuse, gpu.Fault)
 		if why := h.silent[g.Index]; why != "" {
 			gpu.Fault = cmp.Or(gpu.Fault, why)
 		}

@@ -93,6 +93,8 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("POST "+control.GrantsPath+"/{id}/settings", s.postSettings)
 	mux.HandleFunc("GET "+control.StatePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.grants.state(uidOf(r.Context())), nil) })
 	mux.HandleFunc("GET "+control.NodePath, func(w http.ResponseWriter, r *http.Request) { answer(w, s.node(r.Context()), nil) })
+	mux.HandleFunc("GET "+control.HealthPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, s.grants.health(), nil) })
+	mux.HandleFunc("POST "+control.HealthPath+"/{device}/release", rootOnly(s.postRelease))
 	mux.HandleFunc("POST "+control.SuccessionPath, rootOnly(s.postSuccession))
 	mux.HandleFunc("POST "+control.DoorsPath+"/{door}/holds", rootOnly(s.postHold))
 	mux.HandleFunc("GET "+control.DoorsPath+"/{door}/holds", rootOnly(s.getOwners))
@@ -154,7 +156,7 @@ func (s *server) deleteGrant(w http.ResponseWriter, r *http.Request) {
 func rootOnly(handler http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if uid := uidOf(r.Context()); uid != 0 && uid != os.Geteuid() {
-			answer(w, nil, fmt.Errorf("user %d: this is for another kerfd, which runs as root", uid))
+			answer(w, nil, fmt.Errorf("user %d: only root may do this", uid))
 			return
 		}
 		handler(w, r)

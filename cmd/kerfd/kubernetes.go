@@ -87,7 +87,11 @@ func (k *kubernetes) serve(g *grants, metrics prometheus.Registerer) (err error)
 	}
 	k.takeUp()
 	if *c.DRA {
-		k.driver, err = dra.New(dra.Config{Node: k.node("dra"), Shares: door{ledger.DoorDRA, g}, Cards: g.cards, Options: k.options()})
+		config := dra.Config{Node: k.node("dra"), Shares: door{ledger.DoorDRA, g}, Cards: g.cards, Options: k.options()}
+		if g.monitor != nil {
+			config.Judge = judge{g.monitor}
+		}
+		k.driver, err = dra.New(config)
 		if err != nil {
 			return err
 		}
@@ -316,6 +320,9 @@ func (g *grants) cards() []dra.Card {
 			continue // it went between two looks
 		}
 		card := dra.Card{GPU: known[i], Share: gpu}
+		if g.monitor != nil && g.hardware.isSilent(gpu) { // what cannot be read is unknown, and no fault that keeps claims away
+			card.Share.Fault = ""
+		}
 		if held := gpu.HeldMode(); held != gpu.Mode {
 			card.Share.Mode, card.Pending = held, gpu.Mode
 		}

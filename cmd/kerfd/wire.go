@@ -12,6 +12,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/monitor"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,6 +59,7 @@ type core struct {
 	grants   *grants
 	control  *server
 	listener net.Listener
+	monitor  *monitor.Monitor // nil where nobody watches
 }
 
 // openCore builds the core from what an earlier kerfd left. After an error nothing is held.
@@ -97,6 +99,9 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 		return nil, err
 	}
 	metrics := prometheus.NewRegistry()
+	if err := k.watch(g, cluster, metrics, log); err != nil {
+		return nil, err
+	}
 	if err := errors.Join(cluster.serve(g, metrics), noteServing(c)); err != nil {
 		return nil, err
 	}
@@ -114,6 +119,17 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 	return k, nil
 }
 
+// watch builds the monitor, and gives its verdicts to all who ask how a card is.
+func (k *core) watch(g *grants, cluster *kubernetes, metrics *prometheus.Registry, log *slog.Logger) (err error) {
+	g.events = newHealthEvents(cluster)
+	if g.monitor, err = newMonitor(k.config, k.hardware, g, log); err != nil || g.monitor == nil {
+		return err
+	}
+	k.monitor = g.monitor
+	k.hardware.verdicts = g.monitor
+	return metrics.Register(g.monitor.Collector())
+}
+
 func (k *core) parts() []part {
 	// The arbiter ends after the grants, whose last act needs it.
 	after, endArbiter := context.WithCancel(context.Background())
@@ -123,6 +139,12 @@ func (k *core) parts() []part {
 		{"arbiter", func(context.Context) error { return k.grants.arbiter.Run(after) }},
 		{"grants", func(ctx context.Context) error { defer endArbiter(); return k.grants.Run(ctx) }},
 		{"control", func(ctx context.Context) error { return k.control.serve(ctx, k.listener) }},
+	}
+	if k.monitor != nil {
+		parts = append(parts, part{"monitor", k.monitor.Run})
+	}
+	if k.grants.events != nil {
+		parts = append(parts, part{"events", k.grants.events.Run})
 	}
 	if k.grants.containers != nil {
 		parts = append(parts, part{"hooks", func(ctx context.Context) error {
@@ -141,6 +163,9 @@ func (k *core) close(last bool) error {
 	}
 	if k.control != nil {
 		errs = append(errs, k.control.kubernetes.close())
+	}
+	if k.monitor != nil {
+		errs = append(errs, k.monitor.Close())
 	}
 	if k.hardware != nil {
 		errs = append(errs, k.hardware.close(last))

@@ -83,7 +83,8 @@ func (p *Profile) write(dir, libDir string) error {
 	files := p.sysfs()
 	files = append(files,
 		entry{path: markFile, text: fmt.Sprintf("This directory is a node simulated by Kerf (profile %s). Nothing in it is real hardware.\n", p.Name)},
-		entry{path: "profile.yaml", text: string(p.text)})
+		entry{path: "profile.yaml", text: string(p.text)},
+		entry{path: bootIDFile, text: bootID() + "\n"}, entry{path: kmsgFile})
 	if p.Driver.Version != "" {
 		files = append(files, p.procFiles()...)
 	}
@@ -194,7 +195,7 @@ func copyFile(from, to string) (err error) {
 // writeDevices makes the files that stand in for device nodes. They are
 // writable by all, as the real ones are.
 func (p *Profile) writeDevices(dev string) error {
-	if err := os.Mkdir(dev, 0o755); err != nil {
+	if err := os.MkdirAll(dev, 0o755); err != nil {
 		return err
 	}
 	if err := p.writeCapabilities(filepath.Join(dev, "nvidia-caps")); err != nil {

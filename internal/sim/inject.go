@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -38,22 +39,44 @@ const (
 // kind is what one kind of injection takes and does.
 type kind struct {
 	value string // what Value is; empty: it takes none
-	do    func(n *Node, g *simGpu, in Injection)
+	do    func(n *Node, g *simGpu, in Injection) error
 }
 
 // kinds is every injection that there is.
 var kinds = map[string]kind{
-	"xid":         {"an Xid", injectXid},
-	"lost":        {"", func(n *Node, g *simGpu, in Injection) { injectXid(n, g, Injection{Value: 79, PID: in.PID}) }},
+	"xid": {"an Xid", injectXid},
+	"lost": {"", func(n *Node, g *simGpu, in Injection) error {
+		return injectXid(n, g, Injection{Value: 79, PID: in.PID})
+	}},
 	"hang":        {"", injectHang},
 	"clear":       {"", clearFaults},
 	"ecc":         {"a count of uncorrectable errors", injectECC},
 	"ecc-correct": {"a count of corrected errors", injectCorrected},
 	"remap":       {"1 for a pending row remap, 2 for a failed one", injectRemap},
-	"recovery":    {"NVML's recovery action, 0 to 7", func(n *Node, g *simGpu, in Injection) { setRecovery(n, g, in.Value) }},
-	"temperature": {"degrees Celsius", func(_ *Node, g *simGpu, in Injection) { atomic.StoreUint32(&g.Health.TemperatureC, uint32(in.Value)) }},
-	"throttle":    {"NVML's clocks event reasons, a mask", func(_ *Node, g *simGpu, in Injection) { atomic.StoreUint64(&g.Health.ThrottleReasons, in.Value) }},
-	"replay":      {"a count of PCIe replays", func(_ *Node, g *simGpu, in Injection) { atomic.AddUint64(&g.Health.PcieReplays, in.Value) }},
+	"recovery":    {"NVML's recovery action, 0 to 7", func(n *Node, g *simGpu, in Injection) error { return setRecovery(n, g, in.Value) }},
+	"temperature": {"degrees Celsius", set(func(g *simGpu, n uint64) { atomic.StoreUint32(&g.Health.TemperatureC, uint32(n)) })},
+	"throttle":    {"NVML's clocks event reasons, a mask", set(func(g *simGpu, n uint64) { atomic.StoreUint64(&g.Health.ThrottleReasons, n) })},
+	"replay":      {"a count of PCIe replays", set(func(g *simGpu, n uint64) { atomic.AddUint64(&g.Health.PcieReplays, n) })},
+	"width":       {"lanes of the PCIe link", set(func(g *simGpu, n uint64) { atomic.StoreUint32(&g.Facts.PcieWidth, uint32(n)) })},
+	"nvlink":      {"how many NVLinks are up", set(func(g *simGpu, n uint64) { setLinks(g, n) })},
+}
+
+// set is an injection that changes a number.
+func set(do func(g *simGpu, n uint64)) func(*Node, *simGpu, Injection) error {
+	return func(_ *Node, g *simGpu, in Injection) error {
+		do(g, in.Value)
+		return nil
+	}
+}
+
+// setLinks: the first ones are up.
+func setLinks(g *simGpu, up uint64) {
+	for i := range min(g.Facts.NvlinkCount, maxNVLinks) {
+		g.Facts.Nvlink[i].Active = 0
+		if uint64(i) < up {
+			g.Facts.Nvlink[i].Active = 1
+		}
+	}
 }
 
 // InjectionHelp lists the kinds with what they take, for a usage text.
@@ -91,8 +114,7 @@ func (n *Node) Inject(gpu int, in Injection) error {
 	if gpu < 0 || gpu >= len(n.gpus) {
 		return fmt.Errorf("inject into GPU %d: the simulated node has %d GPUs, numbered from 0", gpu, len(n.gpus))
 	}
-	kinds[in.Kind].do(n, n.gpus[gpu], in)
-	return nil
+	return kinds[in.Kind].do(n, n.gpus[gpu], in)
 }
 
 // resetXids need a GPU reset by NVIDIA's catalogue, and 79 a reboot: the driver
@@ -101,63 +123,76 @@ var resetXids = []uint64{46, 48, 62, 64, 95, 109, 110, 119, 120, 136, 140, 143, 
 
 const xidFallenOff = 79
 
-func injectXid(n *Node, g *simGpu, in Injection) {
+func injectXid(n *Node, g *simGpu, in Injection) error {
+	// The log first, as the driver does: who hears of the event finds the line.
+	logged := n.logXid(g, in)
 	n.raise(g, simEvent{Xid: uint32(in.Value), Pid: int32(in.PID), Type: eventXid})
 	switch {
 	case in.Value == xidFallenOff:
-		setRecovery(n, g, uint64(node.RecoveryReboot))
+		logged = errors.Join(logged, setRecovery(n, g, uint64(node.RecoveryReboot)))
 		atomic.OrUint32(&g.Health.Faults, faultLost)
 	case slices.Contains(resetXids, in.Value):
-		setRecovery(n, g, uint64(node.RecoveryReset))
+		logged = errors.Join(logged, setRecovery(n, g, uint64(node.RecoveryReset)))
 	}
+	return logged
 }
 
-func setRecovery(n *Node, g *simGpu, action uint64) {
-	if atomic.SwapUint32(&g.Health.RecoveryAction, uint32(action)) != uint32(action) {
+func setRecovery(n *Node, g *simGpu, action uint64) (err error) {
+	before := atomic.SwapUint32(&g.Health.RecoveryAction, uint32(action))
+	if before != uint32(action) {
+		err = n.logRecovery(g, uint64(before), action)
 		n.raise(g, simEvent{Xid: uint32(action), Type: eventRecovery})
 	}
+	return err
 }
 
-func injectHang(_ *Node, g *simGpu, in Injection) {
+func injectHang(_ *Node, g *simGpu, in Injection) error {
 	hang := in.Hang
 	if hang == 0 {
 		hang = DefaultHang
 	}
 	atomic.StoreUint64(&g.Health.NvmlHangUntilNs, monotonic()+uint64(hang))
 	atomic.OrUint32(&g.Health.Faults, faultHang)
+	return nil
 }
 
-func injectECC(n *Node, g *simGpu, in Injection) {
+func injectECC(n *Node, g *simGpu, in Injection) error {
 	atomic.AddUint64(&g.Health.EccVolatileUncorrected, in.Value)
 	atomic.AddUint64(&g.Health.EccAggregateUncorrected, in.Value)
 	n.raise(g, simEvent{Type: eventDoubleBit})
+	return nil
 }
 
-func injectCorrected(_ *Node, g *simGpu, in Injection) {
+func injectCorrected(_ *Node, g *simGpu, in Injection) error {
 	atomic.AddUint64(&g.Health.EccVolatileCorrected, in.Value)
 	atomic.AddUint64(&g.Health.EccAggregateCorrected, in.Value)
+	return nil
 }
 
-func injectRemap(_ *Node, g *simGpu, in Injection) {
+func injectRemap(_ *Node, g *simGpu, in Injection) error {
 	atomic.AddUint32(&g.Health.RemapUncorrected, 1)
 	if in.Value > 1 {
 		atomic.StoreUint32(&g.Health.RemapFailed, 1)
-		return
+		return nil
 	}
 	atomic.StoreUint32(&g.Health.RemapPending, 1)
+	return nil
 }
 
 // clearFaults is a reset or a reboot: what lasts beyond one stays, as on the
 // real card (aggregate counts, rows already remapped, a failed remap).
-func clearFaults(n *Node, g *simGpu, _ Injection) {
+func clearFaults(n *Node, g *simGpu, _ Injection) error {
 	h := &g.Health
 	for _, word := range []*uint64{&h.EccVolatileCorrected, &h.EccVolatileUncorrected, &h.ThrottleReasons, &h.NvmlHangUntilNs} {
 		atomic.StoreUint64(word, 0)
 	}
 	atomic.StoreUint32(&h.RemapPending, 0)
 	atomic.StoreUint32(&h.TemperatureC, 34)
-	setRecovery(n, g, uint64(node.RecoveryNone))
+	setLinks(g, maxNVLinks)
+	atomic.StoreUint32(&g.Facts.PcieWidth, g.Facts.PcieWidthMax)
+	err := setRecovery(n, g, uint64(node.RecoveryNone))
 	atomic.StoreUint32(&h.Faults, 0)
+	return err
 }
 
 // raise writes an event into the GPU's ring and wakes who waits. The sequence
@@ -179,6 +214,14 @@ func wake(word *uint32) {
 	const futexWake = 1 // not private: the waiters are other processes
 	atomic.AddUint32(word, 1)
 	_, _, _ = syscall.Syscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), futexWake, 1<<30, 0, 0, 0) // fails for no word of ours
+}
+
+// boottime is CLOCK_BOOTTIME in nanoseconds, which the times in a kernel log follow.
+func boottime() uint64 {
+	const clockBoottime = 7
+	var ts syscall.Timespec
+	_, _, _ = syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockBoottime, uintptr(unsafe.Pointer(&ts)), 0) // cannot fail for this clock
+	return uint64(ts.Nano())
 }
 
 // monotonic is CLOCK_MONOTONIC, which all processes of a machine share.

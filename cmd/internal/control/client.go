@@ -64,6 +64,16 @@ func (c *Client) Node(ctx context.Context) (n Node, err error) {
 	return n, c.call(ctx, http.MethodGet, NodePath, nil, &n)
 }
 
+// Health is what the monitor knows.
+func (c *Client) Health(ctx context.Context) (h Health, err error) {
+	return h, c.call(ctx, http.MethodGet, HealthPath, nil, &h)
+}
+
+// ReleaseDevice says that a device is well.
+func (c *Client) ReleaseDevice(ctx context.Context, device, why string) error {
+	return c.call(ctx, http.MethodPost, HealthPath+"/"+url.PathEscape(device)+"/release", Release{why}, nil)
+}
+
 // Ready says why pods of this node cannot get slices yet; nil if they can.
 func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, http.MethodGet, ReadyPath, nil, nil)

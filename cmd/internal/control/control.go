@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/monitor"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
 	"github.com/kerf-gpu/kerf/vgpu/mps"
@@ -21,6 +22,8 @@ const (
 	NodeSchema    = "kerf.node/v1"
 	DoctorSchema  = "kerf.doctor/v1"
 	VersionSchema = "kerf.version/v1"
+	HealthSchema  = "kerf.health/v1"
+	XidSchema     = "kerf.xid/v1"
 )
 
 // The paths of the interface.
@@ -28,6 +31,7 @@ const (
 	GrantsPath = "/v1/grants" // POST GrantRequest → Granted; DELETE /v1/grants/ID; POST /v1/grants/ID/settings Settings → share.Grant
 	StatePath  = "/v1/state"  // GET → State
 	NodePath   = "/v1/node"   // GET → Node
+	HealthPath = "/v1/health" // GET → Health; POST /v1/health/DEVICE/release Release: root's only
 	ReadyPath  = "/v1/ready"  // GET → {}, or why not yet
 	// For the next kerfd and the last one, on a node where one follows the other. Root's only.
 	SuccessionPath = "/v1/succession" // POST: let go of the core
@@ -145,6 +149,19 @@ type Node struct {
 	node.Node
 	MemoryLimits bool        `json:"driverMemoryLimits"` // the driver can limit memory by cgroup itself
 	Kubernetes   *Kubernetes `json:"kubernetes,omitempty"`
+}
+
+// Health is what the monitor knows of the node's devices.
+type Health struct {
+	Schema    string `json:"schema"`
+	Simulated bool   `json:"simulated"`
+	Off       bool   `json:"off,omitempty"` // monitor.enabled is false
+	monitor.Report
+}
+
+// Release is somebody's word that a device is well.
+type Release struct {
+	Why string `json:"why"`
 }
 
 // Problem is the body of an answer that is not 2xx.

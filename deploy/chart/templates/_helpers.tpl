@@ -25,6 +25,11 @@ holdGates: {{ .Values.holdGates }}
 drainTimeout: {{ .Values.drainTimeout }}
 logLevel: {{ .Values.logLevel }}
 socketMode: "0660" # slices of a node are the scheduler's to give, not any local user's to take
+monitor:
+  enabled: {{ .Values.monitor.enabled }}
+  profile: {{ .Values.monitor.profile }}
+  mode: {{ .Values.monitor.mode }}
+  interval: {{ .Values.monitor.interval }}
 {{- with .Values.cards }}
 cards:
   {{- toYaml . | nindent 2 }}
