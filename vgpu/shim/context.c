@@ -65,7 +65,9 @@ CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice
 	lock(&primary_lock);
 	fresh = !active(dev);
 	bytes = fresh ? context_bytes(d) : 0;
-	r = fresh ? kerf_charge(d, bytes) : CUDA_SUCCESS;
+	r = fresh ? kerf_keeper_first(d) : CUDA_SUCCESS;
+	if (r == CUDA_SUCCESS && fresh)
+		r = kerf_charge(d, bytes);
 	if (r == CUDA_SUCCESS) {
 		r = real(ctx, dev);
 		if (r) {
@@ -129,9 +131,12 @@ struct making { struct device *d; uint64_t bytes; };
 /* Without a device or a place for the answer nothing is charged: the driver says what is wrong. */
 static CUresult begin(struct making *m, const CUcontext *ctx, CUdevice dev)
 {
+	CUresult r;
+
 	m->d = ctx ? kerf_device(dev) : NULL;
 	m->bytes = m->d ? context_bytes(m->d) : 0;
-	return m->d ? kerf_charge(m->d, m->bytes) : CUDA_SUCCESS;
+	r = m->d ? kerf_keeper_first(m->d) : CUDA_SUCCESS;
+	return m->d && !r ? kerf_charge(m->d, m->bytes) : r;
 }
 
 /* book.extra counts attachments (cuCtxAttach, gone since CUDA 11 but still exported). */

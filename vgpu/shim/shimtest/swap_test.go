@@ -171,3 +171,16 @@ func TestSwapTwo(t *testing.T) {
 	done.Wait()
 	cardIsEmpty(t, s)
 }
+
+// TestSwapWithoutThreads has a process that cannot make the thread by which its memory would be moved: it gets no context, and says why.
+func TestSwapWithoutThreads(t *testing.T) {
+	s := simNode(t, "h200x8")
+	w := newSwapper(t, s, door, 1, 2<<30)
+	w.share.policy.Page.Flags |= region.FlagLeases
+	preload := "LD_PRELOAD=" + program(t, "nothreads.so", "nothreads.c", "-shared", "-fPIC")
+	r := w.view("/usr/bin/env", preload, w.bin, "threadless", "").run(t, "").ok(t)
+	if r.out != "ok\n" || strings.Count(r.errs, "\n") != 1 || !strings.Contains(r.errs, "needs one thread") {
+		t.Error(r.out, r.errs)
+	}
+	cardIsEmpty(t, s)
+}

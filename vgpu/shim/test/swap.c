@@ -97,6 +97,26 @@ static void load_kernels(void)
 	OK(cuModuleGetFunction(&spin, module, "kerf_spin"));
 }
 
+/* nothreads.c is preloaded. The keeper cannot be made, and so no context: nobody would move this process's memory. Then it can. */
+static void threadless(void)
+{
+	void (*allow)(void);
+	CUcontext own;
+
+	*(void **)&allow = dlsym(RTLD_DEFAULT, "kerf_test_allow_threads");
+	CHECK(allow);
+	OK(cuInit(0));
+	for (int round = 0; round < 2; round++) {
+		CHECK(cuDevicePrimaryCtxRetain(&own, 0) == CUDA_ERROR_OPERATING_SYSTEM);
+		CHECK(cuCtxCreate_v2(&own, 0, 0) == CUDA_ERROR_OPERATING_SYSTEM);
+	}
+	allow();
+	OK(cuDevicePrimaryCtxRetain(&own, 0));
+	printf("ok\n");
+	fflush(stdout);
+	_Exit(0);
+}
+
 static void start(void)
 {
 	OK(cuInit(0));
@@ -847,6 +867,8 @@ int main(int argc, char **argv)
 	options.argc = argc - 3;
 	options.argv = argv + 3;
 	find_door();
+	if (!strcmp(argv[1], "threadless"))
+		threadless();
 	start();
 	for (size_t i = 0; i < LEN(scenarios); i++)
 		if (!strcmp(argv[1], scenarios[i].name)) {
