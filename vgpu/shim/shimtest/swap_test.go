@@ -85,7 +85,7 @@ func TestSwap(t *testing.T) {
 	s := simNode(t, "h200x8")
 	for _, v := range []variant{door, sanitizedDoor} {
 		w := newSwapper(t, s, v, 2, 2<<30)
-		for _, scenario := range []string{"basic", "contexts", "steps", "threads", "capture", "arbiter", "given", "peers", "waits"} {
+		for _, scenario := range []string{"basic", "contexts", "steps", "threads", "capture", "arbiter", "given", "locks", "peers", "waits"} {
 			t.Run(v.name+"/"+scenario, func(t *testing.T) {
 				if r := w.try(t, scenario).ok(t); !strings.HasSuffix(r.out, "ok\n") {
 					t.Error(r.out, r.errs)
