@@ -246,6 +246,25 @@ func TestExitCodesAndStreams(t *testing.T) {
 	}
 }
 
+// When kerf run has ended, what it had is free: the next one, which needs the same memory, is not refused.
+func TestOneAfterTheOther(t *testing.T) {
+	r := startRig(t)
+	for range 4 {
+		got := end(t, r.Sliced(t.Context(), rig.Slice{Memory: "100Gi", GPU: "0"}, "sh", "-c",
+			`"$0" --how kill --after 0.3 >/dev/null 2>&1 & exec "$0" --how kill --after 0.1`, r.Tenant("crasher"))) // one outlives the other by a moment
+		if got.code != 137 {
+			t.Fatalf("exit %d, want 137: %s", got.code, got.stderr)
+		}
+		state, err := control.Dial(r.Socket()).State(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(state.Shares) != 0 {
+			t.Fatal("kerf run has ended, and its share is there still")
+		}
+	}
+}
+
 // A tenant sees its own share and its GPU's device file only, and cannot write its policy.
 func TestTenantsView(t *testing.T) {
 	r := startRig(t)

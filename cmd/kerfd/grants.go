@@ -37,13 +37,13 @@ type grants struct {
 	successor *control.Client // who serves owners now; nil: we do
 
 	mu       sync.Mutex
-	orphaned map[string]bool    // shares without a holder, which wait for their last session
-	ending   map[string]*ending // those of them that are being ended
-	watches  map[string]func()  // of holders that are processes
+	orphaned map[string]chan struct{} // shares without a holder, which wait for their last session; closed when that is over
+	ending   map[string]*ending       // those of them that are being ended
+	watches  map[string]func()        // of holders that are processes
 }
 
 func newGrants(c Config, h *hardware, books *ledger.Ledger, log *slog.Logger) *grants {
-	g := &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]bool), ending: make(map[string]*ending), watches: make(map[string]func())}
+	g := &grants{config: c, hardware: h, ledger: books, log: log, changed: &h.changed, orphaned: make(map[string]chan struct{}), ending: make(map[string]*ending), watches: make(map[string]func())}
 	g.mps = mps.New(mps.Config{Dir: c.mpsDir(), Root: h.root, Enter: c.mpsEnter, Notify: g.onMPS, Now: time.Now})
 	return g
 }
@@ -137,18 +137,32 @@ func (g *grants) abandoned(entry ledger.Entry) bool {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.orphaned[entry.ID]
+	return g.orphaned[entry.ID] != nil
 }
 
-func (g *grants) holderGone(id string) {
+// holderGone ends a share once its last session has ended. The channel is closed then, or when it has a holder again.
+func (g *grants) holderGone(id string) (over <-chan struct{}) {
 	g.mu.Lock()
-	g.orphaned[id] = true
+	waits := g.orphaned[id]
+	if waits == nil {
+		waits = make(chan struct{})
+		g.orphaned[id] = waits
+	}
 	if stop := g.watches[id]; stop != nil {
 		stop()
 		delete(g.watches, id)
 	}
 	g.mu.Unlock()
 	g.endIfIdle(id)
+	return waits
+}
+
+// over forgets that a share has no holder. g.mu is held.
+func (g *grants) over(id string) {
+	if waits := g.orphaned[id]; waits != nil {
+		close(waits)
+		delete(g.orphaned, id)
+	}
 }
 
 // ending is the end of one share under way.
@@ -161,7 +175,7 @@ type ending struct {
 func (g *grants) endIfIdle(id string) {
 	for again := true; again; {
 		g.mu.Lock()
-		if e := g.ending[id]; e != nil || !g.orphaned[id] {
+		if e := g.ending[id]; e != nil || g.orphaned[id] == nil {
 			if e != nil {
 				e.again = true
 			}
@@ -178,7 +192,7 @@ func (g *grants) endIfIdle(id string) {
 		g.mu.Lock()
 		delete(g.ending, id)
 		if done {
-			delete(g.orphaned, id)
+			g.over(id)
 		}
 		again = e.again && !done
 		g.mu.Unlock()
@@ -213,7 +227,7 @@ func (g *grants) adopt(id string) {
 		g.mu.Lock()
 		e := g.ending[id]
 		if e == nil {
-			delete(g.orphaned, id)
+			g.over(id)
 			g.mu.Unlock()
 			return
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,6 +113,28 @@ func TestOvercommit(t *testing.T) {
 	d.allGoOn("both run", 2)
 	a.ended(t)
 	b.ended(t)
+}
+
+// Memory that cannot be moved is held to what the others' promises leave of the card: who takes all that it gets of it is refused, and
+// told why; and the other, who was promised more than half of the card, can have all of that.
+func TestOvercommitFixed(t *testing.T) {
+	d := overcommitted(t)
+	other := d.trains(1100 * node.MiB) // in a share of 1375 MiB
+	d.allGoOn("it runs", 1)
+	const most = 2048*node.MiB - 1375*node.MiB
+	for _, class := range []string{"async", "vmm", "array"} {
+		hog := exec.Command(filepath.Join(build, "bin/kerf"), "--socket", control.Socket(d.dir), "run", "--memory", "1400Mi", "--gpu", "0", "--",
+			filepath.Join(build, "libexec/kerf/hog"), "--limit", "1400Mi", "--class", class, "--json")
+		out, _ := hog.CombinedOutput() // it complains that it was refused before the slice's limit
+		_, after, _ := strings.Cut(string(out), `"got":`)
+		number, _, _ := strings.Cut(after, ",")
+		got, err := strconv.ParseUint(number, 10, 63)
+		if err != nil || node.Bytes(got) > most || node.Bytes(got) < most*3/4 || !strings.Contains(string(out), "cannot leave an over-committed GPU") {
+			t.Errorf("%s: got %s of at most %s, %v: %s", class, node.Bytes(got), most, err, out)
+		}
+	}
+	d.allGoOn("the other runs", 1)
+	other.ended(t)
 }
 
 // A tenant that is idle gives way, and is whole again when it works.

@@ -62,7 +62,11 @@ func (g *grants) watch(entry ledger.Entry) {
 	}
 }
 
-// release is the holder giving its grant back.
+// releaseWithin is how long who gives a grant back waits for its end: sessions of a program that has ended are found to be over
+// a moment after it. What the program left running in the background keeps the share, and is not waited for.
+const releaseWithin = time.Second
+
+// release is the holder giving its grant back. It returns when what was granted is free for the next.
 func (g *grants) release(id string, uid int) error {
 	entry, ok := g.ledger.Entry(id)
 	if !ok {
@@ -71,6 +75,9 @@ func (g *grants) release(id string, uid int) error {
 	if owner := entry.Holder.UID; uid != 0 && uid != owner {
 		return fmt.Errorf("share %s: it is user %d's, not user %d's", id, owner, uid)
 	}
-	g.holderGone(id)
+	select {
+	case <-g.holderGone(id):
+	case <-time.After(releaseWithin):
+	}
 	return nil
 }

@@ -257,6 +257,7 @@ func (s *Server) learnContext(gpu node.UUID, bytes uint64, now onGPU) {
 			}
 		}
 	}
+	s.limitFixed()
 }
 
 // publishImplicit writes the sum over a share's sessions where the tenants read it.

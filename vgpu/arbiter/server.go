@@ -185,6 +185,7 @@ func (s *Server) RemoveIdle(id string) (bool, error) {
 		live.setFlag(region.FlagRevoked)
 		s.lessorLeave(id)
 		live.close()
+		s.limitFixed()
 	}
 	s.mu.Unlock()
 	if err := s.removeFiles(id); err != nil {
@@ -212,6 +213,7 @@ func (s *Server) Change(id string, grant share.Grant) error {
 	if s.lessor != nil {
 		s.lessor.change(live.spec)
 	}
+	s.limitFixed()
 	return nil
 }
 

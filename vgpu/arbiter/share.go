@@ -41,6 +41,7 @@ func (s *Server) add(spec Spec) error {
 	s.shares[spec.ID] = live
 	events := s.resume(live)
 	err := s.openOrLease(live)
+	s.limitFixed()
 	s.mu.Unlock()
 	if err != nil {
 		return err

@@ -64,12 +64,16 @@ func (s *Server) State() []ShareState {
 	states := make([]ShareState, 0, len(s.shares))
 	for _, live := range s.sortedShares() {
 		state := ShareState{ID: live.spec.ID, Tier: live.spec.Grant.Tier(), Refused: live.refused, Tampered: live.tampered}
-		if err := region.Guard(func() { live.fillState(&state) }); err != nil {
+		var fixed string
+		if err := region.Guard(func() { live.fillState(&state); fixed = live.whatIsFixed() }); err != nil {
 			s.flag(live, err.Error())
 			state.Tampered = live.tampered
 		}
 		if s.lessor != nil {
 			state.Lease = s.lessor.state(live.spec.ID)
+		}
+		if state.Lease != nil {
+			state.Lease.Why += fixed
 		}
 		states = append(states, state)
 	}

@@ -69,7 +69,8 @@ type PolicyDevice struct {
 	Flags        uint32 // DeviceMIG
 	MinResident  uint64 // what a process of an over-committed share never swaps out
 	HostLimit    uint64 // host memory that one process may fill with what it swaps out, 0: no limit
-	_            [56]byte
+	FixedLimit   uint64 // what an over-committed share may have of memory that cannot be moved, contexts apart; 0: no limit
+	_            [48]byte
 }
 
 // Policy is the page that kerfd writes.

@@ -20,7 +20,7 @@ var cNames = map[string]string{
 	"DeviceCount": "device_count", "Flags": "flags", "Epoch": "epoch", "Share": "share", "Gate": "gate",
 	"Device": "device", "HostPID": "host_pid", "Generation": "generation", "Enter": "enter", "Leave": "leave",
 	"Charged": "charged", "HostPinned": "host_pinned", "Imported": "imported", "Launches": "launches",
-	"MinResident": "min_resident", "HostLimit": "host_limit", "Host": "host", "Resident": "resident", "Swapped": "swapped", "Moved": "moved", "Residency": "residency",
+	"MinResident": "min_resident", "HostLimit": "host_limit", "FixedLimit": "fixed_limit", "Host": "host", "Resident": "resident", "Swapped": "swapped", "Moved": "moved", "Residency": "residency",
 	"Refused": "refused", "Unknown": "unknown", "Mismatch": "mismatch", "Sum": "sum", "Slot": "slot",
 	"Kind": "kind", "DriverVersion": "driver_version", "Comm": "comm", "Usage": "usage", "Note": "note", "Status": "status", "Reason": "reason",
 	"Lease": "lease", "At": "at", "Memory": "memory", "Absent": "absent",

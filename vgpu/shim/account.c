@@ -61,11 +61,61 @@ static bool add_to_sum(struct device *d, uint64_t bytes, bool force)
 	return true;
 }
 
+/* What a share's other processes have that cannot be moved, as they say themselves: a liar gets no more under the limit of the
+ * share, but may stand in another tenant's way. Each is taken to have one context. */
+static uint64_t fixed_of_others(const struct device *d)
+{
+	const struct share *s = d->share;
+	uint64_t context = load_relaxed(&s->policy->device[d->index].context_bytes), sum = 0;
+
+	for (int i = 0; i < KERF_MAX_SLOTS; i++) {
+		const struct kerf_slot *slot = &s->usage->slot[i];
+		const struct kerf_residency *r = &s->usage->residency[i];
+		uint32_t generation = load_relaxed(&slot->generation);
+		uint64_t apart = context, charged = __atomic_load_n(&slot->charged[d->index], __ATOMIC_SEQ_CST);
+
+		if (slot == s->slot || generation == 0)
+			continue;
+		if (load_relaxed(&r->generation) == generation)
+			apart += load_relaxed(&r->resident[d->index]) + load_relaxed(&r->swapped[d->index]);
+		sum += charged > apart ? charged - apart : 0;
+	}
+	return sum;
+}
+
+/* Memory that stays on an over-committed card takes the room that others were promised: they could never be in again. Asked after the
+ * charge is in the slot, where the share's other processes see it: of two at once at most both are refused. */
+static bool over_fixed(struct device *d, uint64_t bytes)
+{
+	uint64_t limit = load_relaxed(&d->share->policy->device[d->index].fixed_limit), others;
+
+	if (likely(limit == 0))
+		return false;
+	__atomic_fetch_add(&d->share->slot->charged[d->index], 0, __ATOMIC_SEQ_CST); /* ours is seen before the others are read */
+	others = fixed_of_others(d);
+	return bytes > limit || d->fixed > limit - bytes || others > limit - bytes - d->fixed;
+}
+
+static void say_fixed(void)
+{
+	kerf_say("out of memory: pools (cuMemAllocAsync), arrays, managed memory, graphs' memory and cuMemCreate cannot leave an over-committed GPU, and the share has as much of it as the others' promises leave; use cuMemAlloc, or see kerf explain");
+}
+
+static void take_from_sum(struct device *d, uint64_t bytes)
+{
+	uint64_t *sum = &d->share->usage->sum[d->index].charged, seen = load_acquire(sum);
+
+	while (!swap_if(sum, &seen, seen > bytes ? seen - bytes : 0))
+		;
+}
+
+enum how { FIXED, APART, FORCED };
+
 /* Nothing at all is refused too where everything is: a context whose price is not known yet is charged as that. */
-static CUresult charge(struct device *d, uint64_t bytes, bool force)
+static CUresult charge(struct device *d, uint64_t bytes, enum how how)
 {
 	struct share *s = d->share;
-	bool ok;
+	bool ok, force = how == FORCED, full = false;
 
 	lock(&s->lock);
 	if (unlikely(!slot_agrees(s, d)))
@@ -75,6 +125,11 @@ static CUresult charge(struct device *d, uint64_t bytes, bool force)
 		enter(s);
 		store_release(&s->slot->charged[d->index], d->own + bytes);
 		ok = add_to_sum(d, bytes, force);
+		full = ok && how == FIXED && over_fixed(d, bytes);
+		if (full)
+			take_from_sum(d, bytes);
+		ok = ok && !full;
+		d->fixed += ok && how != APART ? bytes : 0;
 		if (ok)
 			d->own += bytes;
 		else
@@ -84,6 +139,8 @@ static CUresult charge(struct device *d, uint64_t bytes, bool force)
 	if (!ok)
 		fetch_add(&s->slot->refused, 1);
 	unlock(&s->lock);
+	if (unlikely(full))
+		say_fixed();
 	return ok ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -93,25 +150,34 @@ void kerf_reclaim(struct device *d)
 	kerf_graphs_trim(d);
 }
 
-CUresult kerf_charge(struct device *d, uint64_t bytes)
+static CUresult charge_or_reclaim(struct device *d, uint64_t bytes, enum how how)
 {
-	CUresult r = charge(d, bytes, false);
+	CUresult r = charge(d, bytes, how);
 
 	if (likely(r == CUDA_SUCCESS))
 		return r;
 	kerf_reclaim(d);
-	return charge(d, bytes, false);
+	return charge(d, bytes, how);
+}
+
+CUresult kerf_charge(struct device *d, uint64_t bytes)
+{
+	return charge_or_reclaim(d, bytes, FIXED);
+}
+
+CUresult kerf_charge_apart(struct device *d, uint64_t bytes)
+{
+	return charge_or_reclaim(d, bytes, APART);
 }
 
 void kerf_charge_anyway(struct device *d, uint64_t bytes)
 {
-	charge(d, bytes, true);
+	charge(d, bytes, FORCED);
 }
 
-void kerf_discharge(struct device *d, uint64_t bytes)
+static void discharge(struct device *d, uint64_t bytes, enum how how)
 {
 	struct share *s = d->share;
-	uint64_t *sum = &s->usage->sum[d->index].charged, seen;
 
 	if (bytes == 0)
 		return;
@@ -119,15 +185,25 @@ void kerf_discharge(struct device *d, uint64_t bytes)
 	if (unlikely(!slot_agrees(s, d)))
 		tampered(s);
 	d->own -= bytes < d->own ? bytes : d->own;
+	if (how != APART)
+		d->fixed -= bytes < d->fixed ? bytes : d->fixed;
 	if (load_relaxed(&s->slot->generation) == s->generation) {
 		enter(s);
 		store_release(&s->slot->charged[d->index], d->own);
-		seen = load_acquire(sum);
-		while (!swap_if(sum, &seen, seen > bytes ? seen - bytes : 0))
-			;
+		take_from_sum(d, bytes);
 		leave(s);
 	}
 	unlock(&s->lock);
+}
+
+void kerf_discharge(struct device *d, uint64_t bytes)
+{
+	discharge(d, bytes, FIXED);
+}
+
+void kerf_discharge_apart(struct device *d, uint64_t bytes)
+{
+	discharge(d, bytes, APART);
 }
 
 CUresult kerf_recharge(struct device *d, uint64_t from, uint64_t to)

@@ -65,11 +65,13 @@ CUresult on_primary_retain(real_on_primary_retain real, CUcontext *ctx, CUdevice
 	lock(&primary_lock);
 	fresh = !active(dev);
 	bytes = fresh ? context_bytes(d) : 0;
-	r = fresh ? kerf_charge(d, bytes) : CUDA_SUCCESS;
+	r = fresh ? kerf_keeper_first(d) : CUDA_SUCCESS;
+	if (r == CUDA_SUCCESS && fresh)
+		r = kerf_charge_apart(d, bytes);
 	if (r == CUDA_SUCCESS) {
 		r = real(ctx, dev);
 		if (r) {
-			kerf_discharge(d, bytes);
+			kerf_discharge_apart(d, bytes);
 		} else if (fresh && bytes == 0 && !kerf_measure(d)) {
 			REAL(cuDevicePrimaryCtxRelease_v2)(dev);
 			r = CUDA_ERROR_OUT_OF_MEMORY;
@@ -98,7 +100,7 @@ static CUresult primary_ends(CUresult (*real)(CUdevice), CUdevice dev)
 	kerf_swap_context_ended(name, r == CUDA_SUCCESS && !active(dev));
 	if (r == CUDA_SUCCESS && !active(dev)) {
 		book_sweep(name, lost);
-		kerf_discharge(d, primary[dev].charged);
+		kerf_discharge_apart(d, primary[dev].charged);
 		primary[dev].charged = 0;
 		primary[dev].ctx = NULL;
 	} else {
@@ -129,9 +131,12 @@ struct making { struct device *d; uint64_t bytes; };
 /* Without a device or a place for the answer nothing is charged: the driver says what is wrong. */
 static CUresult begin(struct making *m, const CUcontext *ctx, CUdevice dev)
 {
+	CUresult r;
+
 	m->d = ctx ? kerf_device(dev) : NULL;
 	m->bytes = m->d ? context_bytes(m->d) : 0;
-	return m->d ? kerf_charge(m->d, m->bytes) : CUDA_SUCCESS;
+	r = m->d ? kerf_keeper_first(m->d) : CUDA_SUCCESS;
+	return m->d && !r ? kerf_charge_apart(m->d, m->bytes) : r;
 }
 
 /* book.extra counts attachments (cuCtxAttach, gone since CUDA 11 but still exported). */
@@ -151,7 +156,7 @@ static CUresult finish(const struct making *m, const CUcontext *ctx, CUresult r)
 		REAL(cuCtxDestroy_v2)(*ctx);
 		r = CUDA_ERROR_OUT_OF_MEMORY;
 	}
-	kerf_discharge(m->d, m->bytes);
+	kerf_discharge_apart(m->d, m->bytes);
 	return r;
 }
 
@@ -203,7 +208,7 @@ static CUresult context_ends(CUresult (*real)(CUcontext), CUcontext ctx, bool de
 		return r;
 	}
 	book_sweep(name, lost);
-	kerf_discharge(kerf_device(b.ordinal), b.bytes);
+	kerf_discharge_apart(kerf_device(b.ordinal), b.bytes);
 	return r;
 }
 

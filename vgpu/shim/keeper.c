@@ -85,13 +85,17 @@ void kerf_keeper_began(struct keeper *k)
 
 /* --- the connection -------------------------------------------------------------------------------------------- */
 
+/* A gate that is shut stays shut while kerfd is away. */
+static bool holds(const struct keeper *k)
+{
+	return load_relaxed(&k->share->policy->flags) & (KERF_POLICY_HOLD | KERF_POLICY_OVERCOMMIT);
+}
+
 static void let_go(struct keeper *k)
 {
-	bool hold = load_relaxed(&k->share->policy->flags) & (KERF_POLICY_HOLD | KERF_POLICY_OVERCOMMIT);
-
 	store_relaxed(&k->lost, 1);
 	kerf_orders_news(k);
-	if (hold || load_relaxed(&k->away))
+	if (holds(k) || load_relaxed(&k->away))
 		return;
 	store_relaxed(&k->away, 1);
 	kerf_futex(&k->share->policy->gate, FUTEX_WAKE, INT32_MAX, NULL);
@@ -255,24 +259,48 @@ static void *keep(void *arg)
 	return NULL;
 }
 
-void kerf_keeper_start(struct keeper *k)
+static bool make_thread(struct keeper *k)
 {
 	int (*create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 	int (*detach)(pthread_t);
 	sigset_t every, before;
 	pthread_t thread;
+	bool made;
 
-	if (likely(load_relaxed(&k->started)) || !(load_relaxed(&k->share->policy->flags) & KERF_POLICY_LEASES) || __atomic_exchange_n(&k->started, 1, __ATOMIC_RELAXED))
-		return;
 	*(void **)&create = dlsym(RTLD_DEFAULT, "pthread_create");
 	*(void **)&detach = dlsym(RTLD_DEFAULT, "pthread_detach");
 	sigfillset(&every); /* signals are the program's business */
 	sigprocmask(SIG_SETMASK, &every, &before);
-	if (!create || !detach || create(&thread, NULL, keep, k))
-		let_go(k); /* fails open: nobody would answer for this process, so kerfd does not count on it */
-	else
+	made = create && detach && create(&thread, NULL, keep, k) == 0;
+	if (made)
 		detach(thread);
 	sigprocmask(SIG_SETMASK, &before, NULL);
+	return made;
+}
+
+/* Without the thread nobody answers for this process. Where the gate may open then, it does, and kerfd does not count on the process.
+ * Where it holds, it would hold for ever: so the thread is tried for again at the next occasion, and no context is made before. */
+bool kerf_keeper_start(struct keeper *k)
+{
+	if (likely(load_relaxed(&k->started)) || !(load_relaxed(&k->share->policy->flags) & KERF_POLICY_LEASES) || __atomic_exchange_n(&k->started, 1, __ATOMIC_RELAXED))
+		return true;
+	if (make_thread(k))
+		return true;
+	let_go(k);
+	if (!holds(k))
+		return true;
+	store_relaxed(&k->started, 0);
+	return false;
+}
+
+CUresult kerf_keeper_first(struct device *d)
+{
+	struct keeper *k = kerf_keeper_of(d->share);
+
+	if (!k || kerf_keeper_start(k))
+		return CUDA_SUCCESS;
+	kerf_say("no GPU context: the share's memory is over-committed, which needs one thread in this process, and none can be made; raise the limit of processes (ulimit -u, or pids.max of the container)");
+	return CUDA_ERROR_OPERATING_SYSTEM;
 }
 
 void kerf_keeper_context(struct device *d)

@@ -55,7 +55,8 @@ struct pass {
 };
 
 struct keeper *kerf_keeper_of(const struct share *s); /* NULL: none of this process's shares */
-void kerf_keeper_start(struct keeper *k);             /* at most once; without leases nothing */
+bool kerf_keeper_start(struct keeper *k);             /* at most one thread; without leases none. false: it cannot be made, and the gate holds without it */
+CUresult kerf_keeper_first(struct device *d);         /* before a context is made */
 void kerf_keeper_reset(struct share *shares, int n);  /* at attach */
 void kerf_keeper_context(struct device *d);           /* a context was made: work may come */
 void kerf_keeper_began(struct keeper *k);

@@ -1,9 +1,13 @@
 /* pool.c: stream-ordered memory. What counts is what a pool holds of the device (its reserved bytes), not what
  * the tenant has of the pool: a pool keeps memory after a free, and other processes cannot have it.
  *
- * Before an allocation that the pool may have to grow for, its size is charged; after it the charge is corrected
- * to what the pool says it holds. A pool that grew by more than was asked for and cannot be charged for it gives
- * the memory back at once: for the length of one call the share may hold one growth step of the pool too much.
+ * Before an allocation that the pool may have to grow for, as much as it may grow by is charged: what is asked for in whole
+ * steps of the driver's. After it the charge is corrected to what the pool says it holds. So at the limit less than a step can
+ * be left that no pool can have. The step is not told: it begins as GROWTH, and a larger growth that is seen raises it.
+ *
+ * What may still be over for the length of one call: a pool that has room inside, but in pieces too small, where no step more
+ * can be charged. To refuse there would fail programs that free and take the same again at their limit. It grows, and
+ * gives that back at once.
  *
  * Over-committed shares have pools of the driver's too, and all that they hold stays on the card. To serve them from swap.h's
  * memory would be to write stream order, reuse across streams, thresholds, access lists and exports a second time; the
@@ -12,6 +16,8 @@
 #include "swap.h"
 
 #define MAX_POOLS 256
+#define GROWTH    (32 * MIB)
+#define GROWTH_MOST (512 * MIB)
 
 struct pool {
 	CUmemoryPool handle;  /* NULL: free entry */
@@ -24,6 +30,7 @@ struct pool {
 
 static struct pool pools[MAX_POOLS];
 static int npools;            /* entries ever used: read without the lock to skip an empty table */
+static uint64_t step = GROWTH; /* a power of two; under pools_lock */
 static struct lock pools_lock;
 
 static uint64_t attribute(CUmemoryPool pool, CUmemPool_attribute a)
@@ -147,12 +154,36 @@ static CUresult call(const struct request *q)
 	return q->plain ? q->plain(q->p, q->n, q->stream) : q->from_pool(q->p, q->n, q->pool, q->stream);
 }
 
-/* Bytes to charge before the call: none if the pool has room for it inside. */
-static uint64_t bound(const struct pool *p, size_t n)
+/* By so much at most the pool grows for it. */
+static uint64_t growth(size_t n)
+{
+	return n > UINT64_MAX / 2 ? UINT64_MAX / 2 : (n + step - 1) & ~(step - 1);
+}
+
+static void learn(size_t n, uint64_t grew)
+{
+	while (growth(n) < grew && step < GROWTH_MOST)
+		step *= 2;
+}
+
+static bool has_room(const struct pool *p, size_t n)
 {
 	uint64_t used = attribute(p->handle, CU_MEMPOOL_ATTR_USED_MEM_CURRENT);
 
-	return used <= p->charged && p->charged - used >= kerf_physical(n) ? 0 : kerf_pages(n);
+	return used <= p->charged && p->charged - used >= kerf_physical(n);
+}
+
+/* The growth is charged even where there is room inside: it may be in pieces. */
+static CUresult charge_ahead(const struct pool *p, size_t n, uint64_t *ahead)
+{
+	*ahead = kerf_room(p->device) < growth(n) && has_room(p, n) ? 0 : growth(n);
+	if (kerf_charge(p->device, *ahead) == CUDA_SUCCESS)
+		return CUDA_SUCCESS;
+	trim(p->device);
+	if (kerf_charge(p->device, *ahead) == CUDA_SUCCESS)
+		return CUDA_SUCCESS;
+	*ahead = 0;
+	return has_room(p, n) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 /* With pools_lock held, but not while waiting: the stream may wait for a thread whose own sync wants the lock. The
@@ -182,12 +213,7 @@ static CUresult alloc_charged(struct pool *p, const struct request *q)
 
 	if (!p->foreign) {
 		refresh(p);
-		ahead = bound(p, q->n);
-		r = kerf_charge(p->device, ahead);
-		if (r) {
-			trim(p->device);
-			r = kerf_charge(p->device, ahead);
-		}
+		r = charge_ahead(p, q->n, &ahead);
 		if (r)
 			return r;
 	}
@@ -195,6 +221,7 @@ static CUresult alloc_charged(struct pool *p, const struct request *q)
 	if (p->foreign)
 		return r;
 	now = attribute(p->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+	learn(q->n, now > p->charged ? now - p->charged : 0);
 	if (now <= p->charged + ahead) {
 		kerf_discharge(p->device, p->charged + ahead - now);
 	} else if (kerf_charge(p->device, now - p->charged - ahead)) {

@@ -56,7 +56,8 @@ struct kerf_policy_device { /* 128 bytes */
 	uint32_t flags;         /* KERF_DEVICE_* */
 	uint64_t min_resident;  /* bytes of this device that a process of an over-committed share never swaps out */
 	uint64_t host_limit;    /* bytes of host memory that one process may take by itself for what it swaps out, besides what kerfd gives; 0: no limit */
-	uint8_t  reserved[56];
+	uint64_t fixed_limit;   /* bytes that an over-committed share may have of memory that cannot be moved, contexts apart; 0: no limit */
+	uint8_t  reserved[48];
 };
 
 struct kerf_policy {

@@ -31,6 +31,7 @@ struct device {
 	unsigned index;  /* in the share's pages */
 	int ordinal;
 	uint64_t own;    /* bytes this process has charged: the truth that its slot is compared with; under share.lock */
+	uint64_t fixed;  /* of them those that cannot leave the card, but for contexts; under share.lock */
 };
 
 struct device *kerf_device(CUdevice ordinal); /* NULL: none such */
@@ -47,6 +48,8 @@ void kerf_count_unknown(void);    /* a call that may allocate and that no table 
 /* --- accounts ----------------------------------------------------------------------------------------- */
 
 CUresult kerf_charge(struct device *d, uint64_t bytes);        /* fails closed: CUDA_ERROR_OUT_OF_MEMORY */
+CUresult kerf_charge_apart(struct device *d, uint64_t bytes);  /* of what is not held to fixed_limit: memory that can be moved, contexts */
+void kerf_discharge_apart(struct device *d, uint64_t bytes);
 void kerf_charge_anyway(struct device *d, uint64_t bytes);     /* memory that the driver took already */
 void kerf_discharge(struct device *d, uint64_t bytes);
 CUresult kerf_recharge(struct device *d, uint64_t from, uint64_t to); /* fails with `from` still charged */

@@ -79,7 +79,7 @@ void kerf_swap_look(struct device *d, struct swap_counts *out)
 
 	lock(&swap_lock);
 	s = swap_stock(d);
-	*out = (struct swap_counts){ .resident = s->resident, .swapped = s->swapped, .fresh = s->fresh, .host = host_bytes() };
+	*out = (struct swap_counts){ .resident = s->resident, .swapped = s->swapped, .fresh = s->fresh, .host = host_bytes(), .locked = host_locked() };
 	for (struct piece *p = s->first; p; p = p->newer) {
 		out->pinned += p->area->pinned && p->state == PIECE_RESIDENT ? p->size : 0;
 		out->areas += p == p->area->pieces;
@@ -150,6 +150,7 @@ static CUresult begin(struct move *m, struct device *d, CUcontext ctx)
 	r = REAL(cuCtxPushCurrent_v2)(ctx);
 	if (r)
 		return r;
+	host_move_begins();
 	m->relaxed = REAL(cuThreadExchangeStreamCaptureMode) && !REAL(cuThreadExchangeStreamCaptureMode)(&m->mode);
 	r = m->by->ctx ? CUDA_SUCCESS : streams_create(m->by, ctx);
 	if (r) {
@@ -197,35 +198,41 @@ static bool movable(const struct piece *p)
 	return p->state == PIECE_RESIDENT && !p->area->pinned && !p->host.region;
 }
 
-/* Pieces that fit into what was asked for, oldest first, slabs last; then the smallest other one, if the floor lets it. A
- * piece that is chosen holds its place in the pool from here on: that marks it, too. */
+/* The pool's limit, and the least that no place was found for in it. */
+struct places { uint64_t limit, none; };
+
+static void choose_placed(struct choice *c, struct piece *p, struct places *in)
+{
+	if (p->size >= in->none)
+		return;
+	if (host_take(p->size, in->limit, &p->host))
+		choose(c, p);
+	else
+		in->none = p->size;
+}
+
+/* Pieces that fit into what was asked for and into the pool, oldest first, slabs last; then the smallest other one, if the floor
+ * lets it. A piece that is chosen holds its place in the pool from here on: that marks it, too. */
 static CUresult choose_out(struct device *d, uint64_t bytes, struct choice *c)
 {
 	struct stock *s = swap_stock(d);
-	uint64_t limit = load_relaxed(&d->share->policy->device[d->index].host_limit), most = may_leave(d);
+	struct places in = { load_relaxed(&d->share->policy->device[d->index].host_limit), UINT64_MAX };
+	uint64_t most = may_leave(d);
 	struct piece *least = NULL;
 
 	for (int pass = 0; pass < 3 && c->bytes < bytes; pass++) {
 		for (struct piece *p = s->first; p && c->bytes < bytes; p = p->newer) {
 			if (!movable(p) || p->size > most - c->bytes || (pass < 2 && (p->area->slab != NULL) != (pass == 1)))
 				continue;
-			if (pass == 2) {
+			if (pass == 2)
 				least = !least || p->size < least->size ? p : least;
-				continue;
-			}
-			if (p->size > bytes - c->bytes)
-				continue;
-			if (!host_take(p->size, limit, &p->host))
-				return CUDA_ERROR_OUT_OF_MEMORY;
-			choose(c, p);
+			else if (p->size <= bytes - c->bytes)
+				choose_placed(c, p, &in);
 		}
 	}
-	if (!least)
-		return CUDA_SUCCESS;
-	if (!host_take(least->size, limit, &least->host))
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	choose(c, least);
-	return CUDA_SUCCESS;
+	if (least)
+		choose_placed(c, least, &in);
+	return c->first || in.none == UINT64_MAX ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 /* Those that were out the longest first. Never more than was asked for: the room beyond may be another's. What is not there
@@ -403,23 +410,6 @@ static bool begin_anywhere(struct move *m, struct device *d)
 	for (p = swap_stock(d)->first; p && p->area->ends; p = p->newer)
 		;
 	return p && begin(m, d, p->area->ctx) == CUDA_SUCCESS;
-}
-
-bool kerf_swap_prepare(struct device *d, uint64_t bytes)
-{
-	uint64_t limit = load_relaxed(&d->share->policy->device[d->index].host_limit);
-	struct move m;
-	bool more = false;
-
-	kerf_depth++;
-	lock(&swap_lock);
-	if (begin_anywhere(&m, d)) {
-		more = host_more(bytes, limit, m.by->ctx);
-		end(&m);
-	}
-	unlock(&swap_lock);
-	kerf_depth--;
-	return more;
 }
 
 void kerf_host_pin(struct device *d)

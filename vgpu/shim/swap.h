@@ -30,15 +30,15 @@
  *              piece. changed() of the arbiter, if it is set, tells where memory is after every change and every piece that
  *              has moved, so that another process's in can begin while this out goes on; swap_lock is held then: it
  *              must neither wait nor call anything here.
- *   Ahead.     Page-locking host memory takes longer than a copy to it. kerf_host_pin locks what kerfd gave; where nobody gives,
- *              kerf_swap_prepare, while the tenant runs, makes the pool as large as said, by one region a call.
+ *   Ahead.     Page-locking host memory takes longer than a copy to it. kerf_host_pin locks what kerfd gave; what cannot be locked
+ *              is tried again at the next move.
  *   Asking.    With kerf_swap_arbiter set, ask() is called before an allocation is made and on its thread, with no lock held; its
  *              pieces are there, and fresh: say so, wait until BringIn has come and kerf_swap_whole(d), return success: two
  *              threads may ask at once, and the first answer need not be for the first asker. CUDA_ERROR_OUT_OF_MEMORY on
  *              Refuse. Bytes are those of whole pieces, not those charged. Without an arbiter an allocation takes what
  *              the card has free. swap_lease.c does all this.
  *   Errors.    Whatever is returned, every byte is right and every piece is whole, on one side or the other. An out that finds
- *              no host memory (host_limit, or none to be had) changes nothing. A copy that failed leaves its piece where it was.
+ *              host memory for a part (host_limit, or no more to be had) moves that; for none, it is out of memory. A copy that failed leaves its piece where it was.
  *   Death.     Nothing to do: the host pool is this process's memory, and the driver takes back the rest.
  *   Captures.  Both calls are safe while a stream is being captured: they use streams of their own that block with no other, under
  *              CU_STREAM_CAPTURE_MODE_RELAXED. Closing the gate never completes a capture, so do not wait for one.
@@ -71,7 +71,7 @@
 CUresult kerf_swap_out(struct device *d, uint64_t bytes, uint64_t *moved);
 CUresult kerf_swap_in(struct device *d, uint64_t bytes, uint64_t *moved);
 
-struct swap_counts { uint64_t resident, swapped, fresh, pinned, host, areas; }; /* bytes, and a count of areas */
+struct swap_counts { uint64_t resident, swapped, fresh, pinned, host, locked, areas; }; /* bytes, and a count of areas */
 void kerf_swap_look(struct device *d, struct swap_counts *out);
 bool kerf_swap_whole(struct device *d); /* nothing is out, and nothing is still to be made */
 
@@ -93,7 +93,6 @@ void kerf_swap_context_ended(uint64_t name, bool gone);
 
 /* A file of whole pages that kerfd gives this process for its host pool. The descriptor stays the caller's. */
 bool kerf_host_give(int fd, uint64_t bytes);
-bool kerf_swap_prepare(struct device *d, uint64_t bytes); /* true: call again. Any thread, gate open or not */
 void kerf_host_pin(struct device *d); /* page-locks what is not yet, ahead of need */
 void kerf_host_trim(void); /* regions that hold nothing go back to whom they came from; pinning them again costs time */
 uint64_t host_bytes(void);
@@ -153,10 +152,11 @@ CUresult swap_make(struct piece *p);            /* fresh or out → mapped, cont
 CUresult swap_unmake(struct piece *p);          /* the reverse */
 void swap_state(struct piece *p, enum piece_state to); /* and the sums */
 
-bool host_more(uint64_t upto, uint64_t limit, CUcontext ctx); /* one region, page-locked; false: there is enough, or no more to be had */
 bool host_take(uint64_t bytes, uint64_t limit, struct host_run *out);
 void host_put(struct host_run *run, uint64_t bytes);
-void host_pin(const struct host_run *run, CUcontext ctx); /* page-locks its region if it is not yet; ctx is current */
+void host_move_begins(void);
+void host_pin(const struct host_run *run, CUcontext ctx); /* page-locks its region if it is not yet, and did not fail in this move; ctx is current */
+uint64_t host_locked(void);
 void host_context_ends(CUcontext ctx);
 void host_pin_all(CUcontext ctx);
 void swap_mover_ends(CUcontext ctx); /* its streams go with it */

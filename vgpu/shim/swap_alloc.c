@@ -136,13 +136,13 @@ static CUresult alloc_large(struct device *d, CUcontext ctx, uint64_t bytes, CUd
 CUresult kerf_swap_alloc(struct device *d, CUdeviceptr *p, size_t n)
 {
 	CUcontext ctx = (CUcontext)(uintptr_t)kerf_current_context();
-	CUresult r = kerf_charge(d, kerf_physical(n));
+	CUresult r = kerf_charge_apart(d, kerf_physical(n));
 
 	if (r)
 		return r;
 	r = n < MIB ? alloc_small(d, ctx, n, p) : alloc_large(d, ctx, n, p);
 	if (r)
-		kerf_discharge(d, kerf_physical(n));
+		kerf_discharge_apart(d, kerf_physical(n));
 	return r;
 }
 
@@ -220,7 +220,7 @@ static CUresult free_waited(CUdeviceptr p)
 	unlock(&swap_lock);
 	if (r)
 		return r;
-	kerf_discharge(d, charged);
+	kerf_discharge_apart(d, charged);
 	return CUDA_SUCCESS;
 }
 
@@ -278,7 +278,7 @@ static void end_areas(struct device *d, uint64_t name)
 	charged -= s->charged;
 	swap_tell(d);
 	unlock(&swap_lock);
-	kerf_discharge(d, charged);
+	kerf_discharge_apart(d, charged);
 }
 
 static void keep_areas(uint64_t name)

@@ -26,13 +26,14 @@ struct host_region {
 	char *at;
 	uint64_t bytes, used;
 	CUcontext locked_by;   /* NULL: not page-locked */
-	bool refused;          /* page-locking failed: copies are slower, and right */
+	uint64_t refused;      /* the move at which page-locking failed: its copies are slower, and right; the next one tries again */
 	uint8_t *taken;        /* by unit of PIECE */
 	uint32_t hint;
 };
 
 static struct host_region *regions[MAX_REGIONS]; /* NULL: free entry */
 static uint64_t total;
+static uint64_t move;      /* their count */
 
 static struct host_region *add(char *at, uint64_t bytes)
 {
@@ -159,10 +160,10 @@ void host_pin(const struct host_run *run, CUcontext ctx)
 {
 	struct host_region *r = run->region;
 
-	if (r->locked_by || r->refused)
+	if (r->locked_by || r->refused == move)
 		return;
-	if (REAL(cuMemHostRegister_v2)(r->at, r->bytes, CU_MEMHOSTREGISTER_PORTABLE))
-		r->refused = true;
+	if (STEP(REAL(cuMemHostRegister_v2)(r->at, r->bytes, CU_MEMHOSTREGISTER_PORTABLE)))
+		r->refused = move;
 	else
 		r->locked_by = ctx;
 }
@@ -172,15 +173,6 @@ void host_pin_all(CUcontext ctx)
 	for (int i = 0; i < MAX_REGIONS; i++)
 		if (regions[i])
 			host_pin(&(struct host_run){ regions[i], regions[i]->at }, ctx);
-}
-
-bool host_more(uint64_t upto, uint64_t limit, CUcontext ctx)
-{
-	struct host_region *r = total < upto ? grow(upto - total < REGION ? upto - total : REGION, limit) : NULL;
-
-	if (r)
-		host_pin(&(struct host_run){ r, r->at }, ctx);
-	return r && total < upto;
 }
 
 /* The context is current nowhere that counts: unregistering works by address. */
@@ -205,6 +197,20 @@ void host_context_ends(CUcontext ctx)
 uint64_t host_bytes(void)
 {
 	return total;
+}
+
+void host_move_begins(void)
+{
+	move++;
+}
+
+uint64_t host_locked(void)
+{
+	uint64_t bytes = 0;
+
+	for (int i = 0; i < MAX_REGIONS; i++)
+		bytes += regions[i] && regions[i]->locked_by ? regions[i]->bytes : 0;
+	return bytes;
 }
 
 bool kerf_host_give(int fd, uint64_t bytes)

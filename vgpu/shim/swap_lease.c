@@ -148,9 +148,10 @@ static CUresult ask(struct device *d)
 	if (!k) /* another share of this process is over-committed, and this one is not */
 		return fill_alone(d) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 	kerf_depth++;
-	kerf_keeper_start(k);
+	r = kerf_keeper_first(d);
 	fetch_add(&o->asking, 1);
-	r = wait_for_memory(k, d, o);
+	if (r == CUDA_SUCCESS)
+		r = wait_for_memory(k, d, o);
 	fetch_add(&o->asking, -1u);
 	kerf_depth--;
 	return r;

@@ -103,3 +103,16 @@ func TestToTheLimit(t *testing.T) {
 	}
 	cardIsEmpty(t, s)
 }
+
+// TestPoolsNeverOver fills slices whose size is no multiple of a pool's growth: the pool must not grow over the limit to find out.
+func TestPoolsNeverOver(t *testing.T) {
+	n, s := simTenant(t, plain, "h200x8", 1)
+	sh := n.share(t, "limit", gpuGrants(s, 1, 1<<30)...)
+	for _, part := range []uint64{2 * mib, 18 * mib, 30 * mib} {
+		sh.policy.Page.Device[0].Limit = 1<<30 + part
+		for _, class := range []string{"async", "from-pool"} {
+			n.view(program(t, "mem", "mem.c"), "dlopen", class).run(t, "").ok(t)
+		}
+	}
+	cardIsEmpty(t, s)
+}

@@ -85,7 +85,7 @@ func TestSwap(t *testing.T) {
 	s := simNode(t, "h200x8")
 	for _, v := range []variant{door, sanitizedDoor} {
 		w := newSwapper(t, s, v, 2, 2<<30)
-		for _, scenario := range []string{"basic", "contexts", "steps", "threads", "capture", "arbiter", "given", "peers", "waits"} {
+		for _, scenario := range []string{"basic", "contexts", "steps", "threads", "capture", "arbiter", "given", "locks", "peers", "waits"} {
 			t.Run(v.name+"/"+scenario, func(t *testing.T) {
 				if r := w.try(t, scenario).ok(t); !strings.HasSuffix(r.out, "ok\n") {
 					t.Error(r.out, r.errs)
@@ -169,5 +169,18 @@ func TestSwapTwo(t *testing.T) {
 		})
 	}
 	done.Wait()
+	cardIsEmpty(t, s)
+}
+
+// TestSwapWithoutThreads has a process that cannot make the thread by which its memory would be moved: it gets no context, and says why.
+func TestSwapWithoutThreads(t *testing.T) {
+	s := simNode(t, "h200x8")
+	w := newSwapper(t, s, door, 1, 2<<30)
+	w.share.policy.Page.Flags |= region.FlagLeases
+	preload := "LD_PRELOAD=" + program(t, "nothreads.so", "nothreads.c", "-shared", "-fPIC")
+	r := w.view("/usr/bin/env", preload, w.bin, "threadless", "").run(t, "").ok(t)
+	if r.out != "ok\n" || strings.Count(r.errs, "\n") != 1 || !strings.Contains(r.errs, "needs one thread") {
+		t.Error(r.out, r.errs)
+	}
 	cardIsEmpty(t, s)
 }

@@ -22,7 +22,6 @@ DOOR CUresult kerf_door_in(int ordinal, uint64_t bytes, uint64_t *moved) { retur
 DOOR void kerf_door_look(int ordinal, struct swap_counts *out) { kerf_swap_look(kerf_device(ordinal), out); }
 DOOR bool kerf_door_give(int fd, uint64_t bytes) { return kerf_host_give(fd, bytes); }
 DOOR bool kerf_door_whole(int ordinal) { return kerf_swap_whole(kerf_device(ordinal)); }
-DOOR bool kerf_door_prepare(int ordinal, uint64_t bytes) { return kerf_swap_prepare(kerf_device(ordinal), bytes); }
 DOOR void kerf_door_trim(void) { kerf_host_trim(); }
 DOOR void kerf_door_arbiter(const struct swap_arbiter *a) { kerf_swap_arbiter = a; }
 

@@ -27,7 +27,7 @@
 	X(cuMemHostRegister_v2, cuMemHostRegister, 6050) X(cuMemHostUnregister, cuMemHostUnregister, 4000) X(cuMemFreeHost, cuMemFreeHost, 2000) \
 	X(cuMemAllocAsync, cuMemAllocAsync, 11020) X(cuMemAllocFromPoolAsync, cuMemAllocFromPoolAsync, 11020) \
 	X(cuMemFreeAsync, cuMemFreeAsync, 11020) X(cuMemPoolCreate, cuMemPoolCreate, 11020) X(cuMemPoolDestroy, cuMemPoolDestroy, 11020) \
-	X(cuMemPoolTrimTo, cuMemPoolTrimTo, 11020) X(cuMemPoolSetAttribute, cuMemPoolSetAttribute, 11020) \
+	X(cuMemPoolTrimTo, cuMemPoolTrimTo, 11020) X(cuMemPoolSetAttribute, cuMemPoolSetAttribute, 11020) X(cuMemPoolGetAttribute, cuMemPoolGetAttribute, 11020) \
 	X(cuDeviceGetDefaultMemPool, cuDeviceGetDefaultMemPool, 11020) \
 	X(cuMemCreate, cuMemCreate, 10020) X(cuMemRelease, cuMemRelease, 10020) X(cuMemMap, cuMemMap, 10020) X(cuMemUnmap, cuMemUnmap, 10020) \
 	X(cuMemAddressReserve, cuMemAddressReserve, 10020) X(cuMemAddressFree, cuMemAddressFree, 10020) \
