@@ -72,9 +72,9 @@ func pairWorld(t testing.TB, nics []resourceapi.Device, without ...resourceapi.Q
 // nicAt is a NIC below a root port, "" for one that nobody knows, on a NUMA node, −1 likewise.
 func nicAt(name, port string, numa int) resourceapi.Device {
 	d := resourceapi.Device{Name: name, Attributes: Attributes{}}
-	Attributes(d.Attributes).text(PCIeRootPort, port)
+	Attributes(d.Attributes).Text(PCIeRootPort, port)
 	if numa >= 0 {
-		Attributes(d.Attributes).number("resource.kubernetes.io/numaNode", int64(numa))
+		Attributes(d.Attributes).Number("resource.kubernetes.io/numaNode", int64(numa))
 	}
 	return d
 }

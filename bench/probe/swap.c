@@ -50,8 +50,8 @@ void *kerf_resolve(enum hook_id id)
 
 struct device *kerf_device(CUdevice ordinal) { return ordinal == 0 ? &device : NULL; }
 int kerf_device_count(void) { return 1; }
-CUresult kerf_charge(struct device *d, uint64_t bytes) { d->own += bytes; return CUDA_SUCCESS; }
-void kerf_discharge(struct device *d, uint64_t bytes) { d->own -= bytes; }
+CUresult kerf_charge_apart(struct device *d, uint64_t bytes) { d->own += bytes; return CUDA_SUCCESS; }
+void kerf_discharge_apart(struct device *d, uint64_t bytes) { d->own -= bytes; }
 
 uint64_t kerf_current_context(void)
 {
