@@ -51,6 +51,15 @@ kubernetes:
     enabled: {{ .Values.devicePlugin.enabled }}
     memory: {{ .Values.devicePlugin.memory }}
     cores: {{ .Values.devicePlugin.cores }}
+{{- if .Values.nics.enabled }}
+  nics:
+    enabled: true
+    standIn: {{ ne .Values.simulate "" }}
+    nriSocket: /var/run/nri/nri.sock
+    {{- with .Values.nics.pfs }}
+    pfs: {{- toYaml . | nindent 6 }}
+    {{- end }}
+{{- end }}
 {{- with .Values.simulate }}
 simulate:
   profile: {{ . }}
