@@ -66,6 +66,16 @@ var stages = []stage{
 	{"swap", []string{"simulate=smallx2", "cards[0].mode=overcommit", "cards[0].overcommitPercent=300"}, 2, []scenario{{"swap", testSwap}}},
 	{"mig", []string{"simulate=a100x8"}, 8, []scenario{{"mig", testMIG}}},
 	{"mixed", []string{"simulate=mixed"}, 4, []scenario{{"prioritized-list", testPrioritizedList}}},
+	{"nics", []string{"nics.enabled=true"}, 8, []scenario{
+		{"pairs", testNICPairs},
+		{"talk", testNICsTalk},
+		{"bad", testBadNICs},
+		{"crash", testNICCrash},
+	}},
+	{"nics-without-nri", []string{"nics.enabled=true", "nics.nriSocket=/var/run/nri/none.sock"}, 8, []scenario{
+		{"hook", testNICsTalk},
+		{"crash", testNICCrash},
+	}},
 	{"device-plugin", []string{"dra.enabled=false", "devicePlugin.enabled=true"}, 0, []scenario{
 		{"plugin", testDevicePlugin},
 		{"plugin-kubelet-restart", testDevicePluginKubeletRestart},

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +26,7 @@ type want struct {
 	memory, cores, tenants string
 	selector               string // CEL
 	config                 string // JSON of the opaque configuration
+	driver                 string // whose it is; empty: the GPUs'
 	count                  int64
 	admin                  bool
 }
@@ -71,7 +73,7 @@ func claimOf(wants ...want) (spec resourceapi.ResourceClaimSpec) {
 			spec.Devices.Config = append(spec.Devices.Config, resourceapi.DeviceClaimConfiguration{
 				Requests: []string{name},
 				DeviceConfiguration: resourceapi.DeviceConfiguration{Opaque: &resourceapi.OpaqueDeviceConfiguration{
-					Driver: driverName, Parameters: runtime.RawExtension{Raw: []byte(w.config)},
+					Driver: cmp.Or(w.driver, driverName), Parameters: runtime.RawExtension{Raw: []byte(w.config)},
 				}},
 			})
 		}

@@ -55,7 +55,7 @@ kubernetes:
   nics:
     enabled: true
     standIn: {{ ne .Values.simulate "" }}
-    nriSocket: /var/run/nri/nri.sock
+    nriSocket: {{ .Values.nics.nriSocket }}
     {{- with .Values.nics.pfs }}
     pfs: {{- toYaml . | nindent 6 }}
     {{- end }}
