@@ -398,15 +398,14 @@ func podNetns(path string) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("look at the pod's network: %w", err)
 	}
-	own, err := hook.Netns(os.Getpid())
+	own, err := os.Stat("/proc/thread-self/ns/net") // of the first thread, /proc/self, it may be another's for a moment
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("look at the node's network: %w", err)
 	}
-	inode := info.Sys().(*syscall.Stat_t).Ino
-	if inode == own {
+	if os.SameFile(info, own) {
 		return podNetns("")
 	}
-	return inode, nil
+	return info.Sys().(*syscall.Stat_t).Ino, nil
 }
 
 // Detach implements nic.Pods.

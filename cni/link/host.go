@@ -196,7 +196,8 @@ func (h Host) Place(id string) (node.Place, error) {
 // Open opens a network namespace; "" is the one that this process was started in, the host's.
 func (h Host) Open(path string) (*Net, error) {
 	if path == "" {
-		path = "/proc/self/ns/net"
+		// Not /proc/self: that is the first thread's, which may be in another namespace this very moment, to open a socket there.
+		path = "/proc/thread-self/ns/net"
 	}
 	f, err := os.Open(path)
 	if err != nil {
