@@ -22,10 +22,8 @@ func (e *Engine) configure(l *live, r Record, ip link.IP) error {
 		}
 	}
 	r.Spec.IP = ip
-	return e.keep(r.Device.ID(), attachedAgain(r))
+	return e.put(r.Device.ID(), r)
 }
-
-func attachedAgain(r Record) Record { r.Phase = Attached; return r }
 
 // with runs something on an attachment that stands, under its lock.
 func (e *Engine) with(ctx context.Context, k Key, do func(*live, Record) error) error {

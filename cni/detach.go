@@ -281,10 +281,15 @@ func (e *Engine) settle(l *live, r Record, want Baseline, left []Step, err error
 	return failf(CodeNotBack, err, "%s is not as it was before: %s is left to do; its record is kept, try again", id, listSteps(left))
 }
 
+// keep is the record of a device that is not back as it was.
 func (e *Engine) keep(id string, r Record) error {
 	if r.Phase == Attached {
 		r.Phase = Detaching
 	}
+	return e.put(id, r)
+}
+
+func (e *Engine) put(id string, r Record) error {
 	if err := e.journal().Put(id, r); err != nil {
 		return failf(CodeIO, err, "write the record of %s", id)
 	}

@@ -410,6 +410,26 @@ func TestReconcileKeepsTheValid(t *testing.T) {
 }
 
 // Of 32 that choose at once among 14, none gets what another has, and who finds none free is told to try again.
+// An attachment that gets its addresses later, or again, stands for Reconcile as before.
+func TestReconcileKeepsTheConfigured(t *testing.T) {
+	k := machine()
+	e := engine(t, k)
+	s := cni.Spec{Device: "0000:24:10.0", Owner: owner("c0")}
+	ip := link.IP{Addresses: []string{"10.1.0.1/24"}}
+	again := func() error { _, err := e.Attach(t.Context(), pod, s); return err }
+	for name, do := range map[string]func() error{
+		"configured":                    func() error { return errors.Join(again(), e.Configure(t.Context(), s.Owner.Key, ip)) },
+		"attached again with addresses": func() error { s.IP = ip; return errors.Join(again(), again()) },
+	} {
+		if err := do(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if report, err := e.Reconcile(t.Context(), func(cni.Owner) bool { return true }); err != nil || len(report.Kept) != 1 || len(report.Returned) != 0 {
+			t.Errorf("%s: %+v, %v", name, report, err)
+		}
+	}
+}
+
 func TestManyChoose(t *testing.T) {
 	k := linktest.New()
 	k.AddPF(thePF, "pf0", "igb", 7)

@@ -237,7 +237,10 @@ func TestCrashOfTheDaemon(t *testing.T) {
 		}
 		stormed <- err
 	}()
-	d.eventually("the storm has begun", func() bool { return len(d.state().Shares) == 2 })
+	d.eventually("the storm has begun", func() bool { // and so has its answer; without, it was never granted anything
+		shares := d.state().Shares
+		return len(shares) == 2 && len(shares[0].Sessions) > 0 && len(shares[1].Sessions) > 0
+	})
 	for range soak(5, 50) {
 		d.kill()
 		d.start()

@@ -63,10 +63,8 @@ const claimNetwork = nic.DriverName
 func newNICs(c Config, h *hardware, in installation, changed *notice, log *slog.Logger) (*nics, error) {
 	n := &nics{config: c.Kubernetes.NICs, runDir: c.RunDir, cdiDir: c.Kubernetes.CDIDir, hook: in.hook, hardware: h,
 		engine: cni.New(filepath.Join(c.RunDir, "nic")), log: log, changed: changed}
-	if h.sim != nil && n.config.StandIn {
-		if err := makeStandIns(h.Node().NICs); err != nil {
-			return nil, err
-		}
+	if err := n.standIns(); err != nil {
+		return nil, err
 	}
 	var err error
 	if n.store, err = durable.Open[nicClaim](filepath.Join(c.RunDir, "nics")); err != nil {
@@ -81,6 +79,14 @@ func newNICs(c Config, h *hardware, in installation, changed *notice, log *slog.
 	}
 	n.takeUp()
 	return n, nil
+}
+
+// standIns makes those that are missing. A veth pair ends with the namespace that has one of its ends, where a NIC would come back.
+func (n *nics) standIns() error {
+	if n.hardware.sim == nil || !n.config.StandIn {
+		return nil
+	}
+	return makeStandIns(n.hardware.Node().NICs)
 }
 
 // takeUp makes CDI specs anew, and removes those of claims that hold nothing.
@@ -298,7 +304,7 @@ func (n *nics) drop(ctx context.Context, uid string) error {
 	if !ok {
 		return nil
 	}
-	if err := n.detach(ctx, claim); err != nil {
+	if err := errors.Join(n.detach(ctx, claim), n.standIns()); err != nil {
 		return err
 	}
 	for _, held := range claim.NICs {
@@ -456,7 +462,7 @@ func (n *nics) Running(ctx context.Context, netns map[string]string) error {
 	for _, failed := range report.Failed {
 		errs = append(errs, errors.New(failed))
 	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(append(errs, err, n.standIns())...)
 }
 
 // stands says whether an attachment has an owner still. Those of kerf-cni are the container runtime's to end.
