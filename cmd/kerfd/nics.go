@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/kerf-gpu/kerf/cni"
 	"github.com/kerf-gpu/kerf/cni/link"
@@ -87,6 +88,22 @@ func (n *nics) standIns() error {
 		return nil
 	}
 	return makeStandIns(n.hardware.Node().NICs)
+}
+
+// keepStandIns runs until ctx ends. The kernel ends a namespace some time after its last process.
+func (n *nics) keepStandIns(ctx context.Context) error {
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := n.standIns(); err != nil {
+			n.log.Warn("nics", "error", err)
+		}
+	}
 }
 
 // takeUp makes CDI specs anew, and removes those of claims that hold nothing.
@@ -304,7 +321,7 @@ func (n *nics) drop(ctx context.Context, uid string) error {
 	if !ok {
 		return nil
 	}
-	if err := errors.Join(n.detach(ctx, claim), n.standIns()); err != nil {
+	if err := n.detach(ctx, claim); err != nil {
 		return err
 	}
 	for _, held := range claim.NICs {
@@ -462,7 +479,7 @@ func (n *nics) Running(ctx context.Context, netns map[string]string) error {
 	for _, failed := range report.Failed {
 		errs = append(errs, errors.New(failed))
 	}
-	return errors.Join(append(errs, err, n.standIns())...)
+	return errors.Join(append(errs, err)...)
 }
 
 // stands says whether an attachment has an owner still. Those of kerf-cni are the container runtime's to end.
