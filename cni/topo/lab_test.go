@@ -97,6 +97,6 @@ func labVFs(t *testing.T, host sysfs.Host, m labMachine, places map[string]node.
 			t.Errorf("%s: %d of %d NICs in order", d.Name, len(nearest), len(nics))
 			continue
 		}
-		t.Logf("%s: nearest %s, %s; %s on the way, hops %+v", d.Name, nics[nearest[0].NIC].PCI, nearest[0].Class, node.Bytes(topo.Rate(place.Path)), place.Path.Hops)
+		t.Logf("%s: nearest %s, %s; %s on the way, hops %+v", d.Name, nics[nearest[0].NIC].PCI, nearest[0].Class, topo.Rate(place.Path), place.Path.Hops)
 	}
 }
