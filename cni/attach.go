@@ -198,7 +198,7 @@ func (e *Engine) previous(ctx context.Context, l *live, r Record, s Spec, here N
 
 // stands says whether an attachment is still where its record says.
 func (l *live) stands(r Record) bool {
-	got, err := l.podLink(marker{r.Spec.Owner.Key, r.Baseline.Name})
+	got, err := l.podLink(markerOf(r.Spec, r.Baseline))
 	if err != nil || got.Name != r.Spec.Owner.IfName {
 		return false
 	}

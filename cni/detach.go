@@ -133,6 +133,9 @@ func (e *Engine) guess(l *live, found link.Link, m marker) Record {
 	owner := Owner{Key: m.Key}
 	r := Record{Version: recordVersion, Device: l.device, Spec: Spec{Device: l.device.ID(), Owner: owner}, Phase: Detaching, Since: e.now()}
 	r.Baseline = BaselineOf(l.device, found, vf, nil, true)
+	if m.MAC != "" {
+		r.Spec.MAC = found.MAC // so that the record's marker is the link's
+	}
 	if l.pod != nil {
 		r.Netns = Netns{l.path, l.pod.ID()}
 	}

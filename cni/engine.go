@@ -200,7 +200,7 @@ func (l *live) podLink(m marker) (link.Link, error) {
 // locate finds where the device is: in the host's namespace, in one of those that are named, in any. After it, the pod's namespace
 // is open if the link is there.
 func (l *live) locate(r Record, paths ...string) (err error) {
-	m, base := marker{r.Spec.Owner.Key, r.Baseline.Name}, &r.Baseline
+	m, base := markerOf(r.Spec, r.Baseline), &r.Baseline
 	l.seen = Seen{}
 	if base.Kind != "" { // its host's namespace would have to be searched: ask first where it was brought to
 		if found, err := l.tryPod(r.Netns.Path, m); found || err != nil {

@@ -92,7 +92,7 @@ func PlanAttach(s Spec, seen Seen, base Baseline, rdma []string) (steps []Step) 
 	if s.GUID != "" {
 		steps = append(steps, Step{Verb: SetGUID, GUID: s.GUID}, Step{Verb: Adopt, GUID: s.GUID})
 	}
-	move := link.Change{Name: s.Owner.IfName, Alias: new(marker{s.Owner.Key, base.Name}.String())}
+	move := link.Change{Name: s.Owner.IfName, Alias: new(markerOf(s, base).String())}
 	if s.MTU != seen.Link.MTU {
 		move.MTU = s.MTU
 	}
@@ -232,6 +232,9 @@ func BaselineOf(d link.Device, l link.Link, vf *link.VF, over *Override, lost bo
 	}
 	if marked {
 		b.Name = m.Host
+	}
+	if marked && m.MAC != "" {
+		b.MAC = m.MAC
 	}
 	if over != nil {
 		b.override(*over)

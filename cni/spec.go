@@ -161,6 +161,16 @@ func CodeOf(err error) Code {
 type marker struct {
 	Key
 	Host string // its name in the host's namespace
+	MAC  string // its address there, if it got another: a VF may give out the pod's as burnt in
+}
+
+// markerOf is the marker of an attachment.
+func markerOf(s Spec, base Baseline) marker {
+	m := marker{Key: s.Owner.Key, Host: base.Name}
+	if s.MAC != "" {
+		m.MAC = base.MAC
+	}
+	return m
 }
 
 const markerPrefix = "kerf:"
@@ -173,18 +183,23 @@ func (m marker) String() string {
 	if len(id) > longest {
 		id = id[:longest]
 	}
-	return markerPrefix + id + "/" + m.IfName + ":" + m.Host
+	text := markerPrefix + id + "/" + m.IfName + ":" + m.Host
+	if m.MAC != "" {
+		text += ":" + m.MAC
+	}
+	return text
 }
 
 // parseMarker reads an alias; ok is false for one that is not ours.
 func parseMarker(alias string) (m marker, ok bool) {
 	rest, ours := strings.CutPrefix(alias, markerPrefix)
 	id, rest, slash := strings.Cut(rest, "/")
-	name, host, colon := strings.Cut(rest, ":")
+	name, rest, colon := strings.Cut(rest, ":")
+	host, mac, _ := strings.Cut(rest, ":") // no interface has a colon in its name
 	if !ours || !slash || !colon || id == "" || name == "" || host == "" {
 		return marker{}, false
 	}
-	return marker{Key{id, name}, host}, true
+	return marker{Key{id, name}, host, mac}, true
 }
 
 // of says whether the marker is of an attachment.
