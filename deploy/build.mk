@@ -15,7 +15,7 @@ image: build image-tenants ## The container images, made without a container eng
 	@rm -f $(IMAGE_DIR)/$$(readlink $(IMAGE_DIR)/kerf.tar || echo none) # the last version's
 	@$(GO) run ./deploy/image --output $(IMAGE_DIR)/kerf-$(IMAGE_VERSION).tar $(IMAGE_LABELS) --label org.opencontainers.image.title=kerf \
 	  --tag kerf.dev/kerf:$(IMAGE_VERSION) --tag kerf.dev/kerf:local --entrypoint /usr/bin/kerfd --private libkerfreal- $(IMAGE_LIBC) \
-	  $(foreach p,kerf kerfd kerf-hook kerf-controller,/usr/bin/$(p)=$(B)/bin/$(p)) \
+	  $(foreach p,kerf kerfd kerf-hook kerf-cni kerf-controller,/usr/bin/$(p)=$(B)/bin/$(p)) \
 	  /usr/lib/kerf=$(B)/lib/kerf /usr/share/licenses/kerf/LICENSE=LICENSE
 	@ln -sf kerf-$(IMAGE_VERSION).tar $(IMAGE_DIR)/kerf.tar
 

@@ -75,6 +75,9 @@ func allocate(claim *resourceapi.ResourceClaim, result resourceapi.DeviceRequest
 	if result.Pool != nodeName {
 		return a, fmt.Errorf("device %s is in pool %s, and this is node %s; delete the pod, so that it is scheduled anew", result.Device, result.Pool, nodeName)
 	}
+	if result.AdminAccess != nil && *result.AdminAccess {
+		return a, errors.New("adminAccess: a NIC is moved into a pod, and cannot be watched beside the pod that has it; leave adminAccess out")
+	}
 	a.result, a.Request, a.Name = result, result.Request, result.Device
 	if a.Device, err = find(devices, result.Device); err != nil {
 		return a, err
@@ -90,7 +93,7 @@ func allocate(claim *resourceapi.ResourceClaim, result resourceapi.DeviceRequest
 			return nil
 		}
 		own = own.overlay(c)
-		return fromClaim(raw)
+		return errors.Join(fromClaim(raw), c.ownMAC())
 	})
 	if err != nil {
 		return a, err

@@ -64,6 +64,8 @@ func TestAllocations(t *testing.T) {
 	foreign.Driver = "gpu.kerf.dev"
 	elsewhere := result("n", vf0)
 	elsewhere.Pool = "node-2"
+	watching, yes := result("n", vf0), true
+	watching.AdminAccess = &yes
 	for name, tt := range map[string]struct {
 		results []resourceapi.DeviceRequestAllocationResult
 		configs []resourceapi.DeviceAllocationConfiguration
@@ -85,6 +87,9 @@ func TestAllocations(t *testing.T) {
 		"rate of a whole NIC":  {results: []resourceapi.DeviceRequestAllocationResult{result("n", wholeNIC)}, configs: []resourceapi.DeviceAllocationConfiguration{opaque(fromTheClaim, `,"maxTxRate":5`)}, want: "rates are limits of a VF"},
 		"trust of a whole NIC": {results: []resourceapi.DeviceRequestAllocationResult{result("n", wholeNIC)}, configs: []resourceapi.DeviceAllocationConfiguration{opaque(fromTheClass, `,"trust":true`)}, want: "switches of a VF"},
 		"MAC of InfiniBand":    {results: []resourceapi.DeviceRequestAllocationResult{result("n", wholeNIC)}, configs: []resourceapi.DeviceAllocationConfiguration{opaque(fromTheClaim, `,"mac":"02:00:00:00:00:01"`)}, want: "which has a GUID"},
+		"somebody's MAC":       {results: []resourceapi.DeviceRequestAllocationResult{result("n", vf0)}, configs: []resourceapi.DeviceAllocationConfiguration{opaque(fromTheClaim, `,"mac":"00:00:00:00:00:01"`)}, want: "it may be some machine's"},
+		"a MAC by the class":   {results: []resourceapi.DeviceRequestAllocationResult{result("n", vf0)}, configs: []resourceapi.DeviceAllocationConfiguration{opaque(fromTheClass, `,"mac":"00:00:00:00:00:01"`)}, want: "n"},
+		"admin access":         {results: []resourceapi.DeviceRequestAllocationResult{watching}, want: "cannot be watched"},
 		"GUID of Ethernet":     {results: []resourceapi.DeviceRequestAllocationResult{result("n", vf0)}, configs: []resourceapi.DeviceAllocationConfiguration{opaque(fromTheClass, `,"guid":"02:00:00:00:00:00:00:01"`)}, want: "is no InfiniBand device"},
 	} {
 		claim := claimOf(tt.results...)

@@ -2,6 +2,7 @@ package nic
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -87,10 +88,10 @@ func take[T any](at func(*Config) **T, check func(T) string) func([]byte, *Confi
 	return func(raw []byte, c *Config) error {
 		value := new(T)
 		if err := strict(raw, value); err != nil || string(raw) == "null" {
-			return fmt.Errorf("not a value of this field")
+			return errors.New("not a value of this field")
 		}
 		if problem := check(*value); problem != "" {
-			return fmt.Errorf("%s", problem)
+			return errors.New(problem)
 		}
 		*at(c) = value
 		return nil
@@ -235,6 +236,17 @@ func fromClaim(raw []byte) error {
 		if value, ok := members[f.name]; ok && f.classOnly {
 			return fmt.Errorf("%s %s: it reaches beyond the pod, so only a DeviceClass can say it; ask the administrator of the cluster for a class with it", f.name, dra.Clip(string(value)))
 		}
+	}
+	return nil
+}
+
+// ownMAC refuses a claim's MAC that a machine may have: on a shared network its frames would go to the pod.
+func (c Config) ownMAC() error {
+	if c.MAC == nil {
+		return nil
+	}
+	if mac, err := net.ParseMAC(*c.MAC); err != nil || mac[0]&2 == 0 {
+		return fmt.Errorf("mac %s: not a locally administered address, so it may be some machine's; write one that begins with 02, or leave the field out", *c.MAC)
 	}
 	return nil
 }
