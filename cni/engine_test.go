@@ -506,6 +506,10 @@ func TestRefused(t *testing.T) {
 			prepare: func(k *linktest.Kernel, _ *cni.Engine) { k.Edit(theVF, "", "") }},
 		"switchdev": {spec: cni.Spec{Device: theVF}, code: cni.CodeConfig, words: []string{"switchdev", "mode legacy"},
 			prepare: func(k *linktest.Kernel, _ *cni.Engine) { k.Edit(thePF, "mlx5_core", "switchdev") }},
+		"PF in a bond": {spec: cni.Spec{Device: theVF}, code: cni.CodeConfig, words: []string{"its PF pf0 is in a bond", "use a PF that is not"},
+			prepare: func(k *linktest.Kernel, _ *cni.Engine) { k.AddLink("bond0", "bond"); k.Enslave("pf0", "bond0") }},
+		"a member of a bridge": {spec: cni.Spec{Device: "veth0"}, code: cni.CodeBusy, words: []string{"veth0", "nomaster"},
+			prepare: func(k *linktest.Kernel, _ *cni.Engine) { k.AddLink("br0", "bridge"); k.Enslave("veth0", "br0") }},
 		"in use": {spec: cni.Spec{Device: theVF}, code: cni.CodeBusy, words: []string{"in use by other/net1", "delete that pod"},
 			prepare: func(_ *linktest.Kernel, e *cni.Engine) {
 				if _, err := e.Attach(context.Background(), "/run/netns/other", cni.Spec{Device: theVF, Owner: owner("other")}); err != nil {

@@ -130,6 +130,13 @@ func (k *Kernel) AddLink(name, kind string) {
 	k.links = append(k.links, &iface{Link: link.Link{Index: k.number(), Name: name, MTU: 1500, MAC: k.mac(), Kind: kind}, in: k.host()})
 }
 
+// Enslave puts a link of the host into a bond or bridge.
+func (k *Kernel) Enslave(name, master string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.named(k.host(), name).Master = k.named(k.host(), master).Index
+}
+
 // RemoveLink removes a link of the host.
 func (k *Kernel) RemoveLink(name string) {
 	k.mu.Lock()
