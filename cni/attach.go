@@ -213,12 +213,22 @@ func equalSpecs(a, b Spec) bool {
 
 // alive says whether the namespace of a record is still there.
 func (e *Engine) alive(n Netns) bool {
-	net, err := e.Kernel.Open(n.Path)
-	if err != nil || n.Path == "" {
-		return false
+	// The path may be of a process that has ended in a namespace that others live in.
+	for _, path := range append([]string{n.Path}, e.Kernel.Namespaces()...) {
+		if path == "" {
+			continue
+		}
+		net, err := e.Kernel.Open(path)
+		if err != nil {
+			continue
+		}
+		id := net.ID()
+		_ = net.Close()
+		if id == n.ID {
+			return true
+		}
 	}
-	defer func() { _ = net.Close() }()
-	return net.ID() == n.ID
+	return false
 }
 
 // prepare looks at the device and the pod, and plans. Nothing is changed. dirty is the record of a device that is back, but not yet as

@@ -167,7 +167,7 @@ func (v VFs) Look(want map[node.PCIAddress]int, records []Record) (pfs []PF, err
 		}
 		pf := PF{Device: d, Max: v.Host.MaxVFs(pci), Was: v.Was(pci)}
 		for _, r := range records {
-			if r.Device.PF == pci {
+			if r.Device.PF == pci || r.Device.PCI == pci { // who has the PF would administer the others' VFs
 				pf.InUse++
 			}
 		}

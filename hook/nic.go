@@ -71,7 +71,8 @@ func (a Attached) Write(file string) error {
 type AttachAsk struct {
 	Claim string `json:"claim"`
 	PID   int    `json:"pid"`
-	Pod   string `json:"pod"` // its UID, as the runtime says
+	Netns uint64 `json:"netns"` // inode of its network namespace: the number of a process that has ended may be another's
+	Pod   string `json:"pod"`   // its UID, as the runtime says
 }
 
 // nics makes sure of a claim's NICs. kerfd is asked only where they are not there already, so a kerfd that is away holds no container up
@@ -81,7 +82,11 @@ func nics(c *container, n NIC) error {
 	if why == nil {
 		return nil
 	}
-	ask := AttachAsk{Claim: n.Claim, PID: c.state.Pid, Pod: podUID(c)}
+	inode, err := Netns(c.state.Pid)
+	if err != nil {
+		return err
+	}
+	ask := AttachAsk{Claim: n.Claim, PID: c.state.Pid, Netns: inode, Pod: podUID(c)}
 	if err := askFor(n.Kerfd, message{Attach: &ask}, askWithin, "the NICs of the claim"); err != nil {
 		return fmt.Errorf("%w (%w)", err, why)
 	}

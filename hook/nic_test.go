@@ -63,7 +63,7 @@ func TestNIC(t *testing.T) {
 			go func() {
 				served <- Serve(ctx, socket, Answers{Attach: func(_ context.Context, ask AttachAsk) error {
 					asked++
-					if want := (AttachAsk{Claim: "claim-1", PID: os.Getpid(), Pod: "pod-1"}); ask != want {
+					if want := (AttachAsk{Claim: "claim-1", PID: os.Getpid(), Netns: here, Pod: "pod-1"}); ask != want {
 						t.Errorf("asked %+v, want %+v", ask, want)
 					}
 					return tt.kerfd(file)

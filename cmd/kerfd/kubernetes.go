@@ -227,6 +227,9 @@ func (k *kubernetes) ready(ctx context.Context) error {
 	if k.plugin != nil {
 		errs = append(errs, k.plugin.Ready())
 	}
+	if k.wires != nil && !k.wires.Registered() {
+		errs = append(errs, errors.New("kubelet has not registered the driver of NICs"))
+	}
 	return errors.Join(errs...)
 }
 

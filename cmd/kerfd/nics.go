@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -41,6 +42,8 @@ type nics struct {
 	mu     sync.Mutex
 	store  *durable.Store[nicClaim]
 	claims map[string]nicClaim // by UID
+
+	uplinks []string // by name, as of the last look that succeeded; nil: there was none
 }
 
 // nicClaim is what a claim has.
@@ -147,25 +150,39 @@ func (n *nics) Devices() []nic.Device {
 		uplinks, err = namesOf(host)
 		_ = host.Close()
 	}
-	if err != nil { // rather no NIC than the node's own
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err == nil {
+		n.uplinks = uplinks
+	}
+	if n.uplinks == nil { // rather no NIC than the node's own
 		n.log.Warn("no NIC is published: it cannot be told which carries the node's own network", "error", err)
 		return nil
 	}
-	return publishable(n.hardware.Node(), n.config, uplinks)
+	return publishable(n.hardware.Node(), n.config, n.uplinks)
 }
 
-func namesOf(host cni.Net) (names []string, err error) {
+// namesOf are the links that the node itself uses: its default routes go over them, they have addresses, or are in a bond or bridge.
+func namesOf(host cni.Net) ([]string, error) {
 	indexes, err := host.Uplinks()
 	if err != nil {
 		return nil, err
 	}
 	links, err := host.Links()
+	if err != nil {
+		return nil, err
+	}
+	names := []string{} // not nil: none is an answer
 	for _, l := range links {
-		if slices.Contains(indexes, l.Index) {
+		ip, err := host.Configured(l.Index)
+		if err != nil {
+			return nil, err
+		}
+		if slices.Contains(indexes, l.Index) || l.Master != 0 || len(ip.Addresses) > 0 {
 			names = append(names, l.Name)
 		}
 	}
-	return names, err
+	return names, nil
 }
 
 func (n *nics) cdiName(uid string, held heldNIC) string { return uid + "-" + held.Name }
@@ -281,7 +298,10 @@ func (n *nics) nodes(ask nic.Ask) (paths []string) {
 	}
 	for _, rdma := range n.engine.Kernel.OfDevice(ask.Device.PCI) {
 		for _, path := range n.engine.Kernel.CharDevices(rdma) {
-			if !slices.Contains(paths, path) {
+			// With umad and issm a container could be the fabric's subnet manager.
+			name := filepath.Base(path)
+			verbs := strings.HasPrefix(name, "uverbs") || name == "rdma_cm"
+			if verbs && !slices.Contains(paths, path) {
 				paths = append(paths, path)
 			}
 		}
@@ -387,11 +407,30 @@ func (n *nics) attachFor(ctx context.Context, ask hook.AttachAsk) error {
 	case ask.Pod != "" && ask.Pod != c.Pod:
 		return fmt.Errorf("claim %s was prepared for another pod (UID %s); NICs are for one pod", c.Owner, c.Pod)
 	}
-	return n.attach(ctx, ask.Claim, fmt.Sprintf("/proc/%d/ns/net", ask.PID))
+	path := n.lasting(ask)
+	if inode, err := podNetns(path); err != nil || inode != ask.Netns {
+		return fmt.Errorf("claim %s: the container has ended meanwhile (%w)", c.Owner, errors.Join(err, fmt.Errorf("%s is another namespace", path)))
+	}
+	return n.attach(ctx, ask.Claim, path)
 }
 
-// attach moves a claim's NICs into a network namespace: all, or none.
+// lasting is a path to a container's namespace that stays when the container ends, where there is one.
+func (n *nics) lasting(ask hook.AttachAsk) string {
+	for _, path := range n.engine.Kernel.Namespaces() {
+		info, err := os.Stat(path)
+		if err == nil && !strings.HasPrefix(path, "/proc/") && info.Sys().(*syscall.Stat_t).Ino == ask.Netns {
+			return path
+		}
+	}
+	return fmt.Sprintf("/proc/%d/ns/net", ask.PID)
+}
+
+// attach moves a claim's NICs into a network namespace: all, or none. After an error the pod fails, and is made again in another one.
 func (n *nics) attach(ctx context.Context, uid, netns string) error {
+	return n.attachOr(ctx, uid, netns, func(c nicClaim) error { return n.detach(context.WithoutCancel(ctx), c) })
+}
+
+func (n *nics) attachOr(ctx context.Context, uid, netns string, undo func(nicClaim) error) error {
 	defer n.perClaim.lock(uid)()
 	c, ok := n.claim(uid)
 	if !ok {
@@ -404,8 +443,7 @@ func (n *nics) attach(ctx context.Context, uid, netns string) error {
 	attached := hook.Attached{Netns: inode}
 	for _, held := range c.NICs {
 		if _, err := n.engine.Attach(ctx, netns, held.Spec); err != nil {
-			// The pod fails, and is made again in another namespace.
-			return errors.Join(fmt.Errorf("claim %s: NIC %s: %w", c.Owner, held.Name, err), n.detach(context.WithoutCancel(ctx), c))
+			return errors.Join(fmt.Errorf("claim %s: NIC %s: %w", c.Owner, held.Name, err), undo(c))
 		}
 		attached.Interfaces = append(attached.Interfaces, held.Spec.Owner.IfName)
 	}
@@ -465,7 +503,9 @@ func (n *nics) Running(ctx context.Context, netns map[string]string) error {
 			continue
 		}
 		if path, runs := netns[c.Pod]; runs {
-			errs = append(errs, n.attach(ctx, owner.UID, path))
+			if path != "" { // an error takes nothing from a pod that runs
+				errs = append(errs, n.attachOr(ctx, owner.UID, path, func(nicClaim) error { return nil }))
+			}
 			continue
 		}
 		unlock := n.perClaim.lock(owner.UID)
@@ -484,10 +524,7 @@ func (n *nics) Running(ctx context.Context, netns map[string]string) error {
 
 // stands says whether an attachment has an owner still. Those of kerf-cni are the container runtime's to end.
 func (n *nics) stands(owner cni.Owner) bool {
-	if owner.Network != claimNetwork {
-		return owner.Network != "" || !n.ours(owner.ContainerID)
-	}
-	return n.ours(owner.ContainerID)
+	return owner.Network != claimNetwork || n.ours(owner.ContainerID)
 }
 
 func (n *nics) ours(uid string) bool { _, ok := n.claim(uid); return ok }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -114,6 +115,8 @@ func interfaceName(name string) string {
 		return "not an interface's name: a letter, then up to 14 letters, digits, _ . and -"
 	case name == "eth0" || name == "lo":
 		return "the pod has one of this name already"
+	case name == "all" || name == "default":
+		return "the kernel's settings have this name for every interface"
 	}
 	return ""
 }
@@ -157,8 +160,8 @@ func ways(routes []Route) string {
 			return "a route without to, its destination"
 		case r.To != r.To.Masked():
 			return fmt.Sprintf("to %s has bits below its prefix; %s is meant", r.To, r.To.Masked())
-		case r.To.Bits() == 0:
-			return "a default route would take the pod's own network away from it"
+		case r.To.Bits() < 8:
+			return "a default route, or so wide a one, would take the pod's own network away from it"
 		case r.Via.IsValid() && r.Via.Is4() != r.To.Addr().Is4():
 			return fmt.Sprintf("to %s via %s: one is IPv4, one IPv6", r.To, r.Via)
 		}
@@ -277,10 +280,18 @@ func set[T any](at **T, value *T) {
 	}
 }
 
-// tighten is what a class allows and a claim asks: a rate may be made lower, everything else a claim may say is its own.
+// tighten is what a class allows and a claim asks: what the class says is final, but that a rate may be made lower.
 func (c Config) tighten(claim Config) (Config, error) {
 	if limit, asked := c.MaxTxRate, claim.MaxTxRate; limit != nil && *limit != 0 && asked != nil && (*asked == 0 || *asked > *limit) {
 		return Config{}, fmt.Errorf("maxTxRate %d: the DeviceClass allows %d Mbit/s; write that or less, or leave the field out", *asked, *limit)
+	}
+	class, own := reflect.ValueOf(c), reflect.ValueOf(claim)
+	for i := range class.NumField() {
+		name, _, _ := strings.Cut(class.Type().Field(i).Tag.Get("json"), ",")
+		said, asked := class.Field(i), own.Field(i)
+		if name != "maxTxRate" && !said.IsNil() && !asked.IsNil() && !reflect.DeepEqual(said.Interface(), asked.Interface()) {
+			return Config{}, fmt.Errorf("%s %v: the DeviceClass says %v; leave the field out, or use another DeviceClass", name, asked.Elem(), said.Elem())
+		}
 	}
 	merged := c.overlay(claim)
 	return merged, merged.validate()

@@ -29,7 +29,7 @@ func TestDecodeConfig(t *testing.T) {
 		`,"addresses":["10.0.0.2/24","10.0.0.2/24"]`:       "written twice",
 		`,"routes":[{"via":"10.0.0.1"}]`:                   "a route without to",
 		`,"routes":[{"to":"10.1.2.3/16"}]`:                 "10.1.0.0/16 is meant",
-		`,"routes":[{"to":"0.0.0.0/0"}]`:                   "a default route would take",
+		`,"routes":[{"to":"0.0.0.0/0"}]`:                   "a default route, or so wide a one",
 		`,"routes":[{"to":"10.1.0.0/16","via":"fd00::1"}]`: "one is IPv4, one IPv6",
 		`,"routes":[{"to":"10.1.0.0/16","gw":"10.0.0.1"}]`: "not a value of this field",
 		`,"rdma":"on"`:                                     "not known; write auto, require or off",
@@ -81,6 +81,8 @@ func TestTighten(t *testing.T) {
 		{`,"maxTxRate":100`, `,"maxTxRate":101`, "the DeviceClass allows 100"},
 		{`,"maxTxRate":100`, `,"maxTxRate":0`, "the DeviceClass allows 100"}, // 0 is no limit
 		{`,"maxTxRate":0`, `,"maxTxRate":7`, ""},
+		{`,"rdma":"off"`, `,"rdma":"auto"`, "rdma auto: the DeviceClass says off"},
+		{`,"mtu":9000`, `,"mtu":9000`, ""},
 		{`,"minTxRate":100`, `,"maxTxRate":50`, "minTxRate 100 above maxTxRate 50"},
 	} {
 		class, err1 := DecodeConfig(configText(tt.class))

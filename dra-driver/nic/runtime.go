@@ -18,7 +18,8 @@ type Pods interface {
 	Attach(ctx context.Context, podUID, netns string) error
 	// Detach takes a pod's NICs back, while the namespace is there or after.
 	Detach(ctx context.Context, podUID string) error
-	// Running is every pod that has a sandbox, with the path of its network namespace: what others have is taken back.
+	// Running is every pod that has a sandbox, with the path of its network namespace, "" where it is not told: what others have is
+	// taken back.
 	Running(ctx context.Context, netns map[string]string) error
 }
 
@@ -100,9 +101,7 @@ func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, _ []*a
 	p.up.Store(true)
 	running := make(map[string]string)
 	for _, pod := range pods {
-		if path := netns(pod); path != "" {
-			running[pod.GetUid()] = path
-		}
+		running[pod.GetUid()] = netns(pod)
 	}
 	if err := p.pods.Running(ctx, running); err != nil {
 		p.report(fmt.Errorf("bring NICs in line with the pods that run: %w", err)) // the runtime must not lose us for it
