@@ -85,6 +85,7 @@ var stages = []stage{
 
 // TestKubernetes runs the suite on one cluster. `-run TestKubernetes/mig` runs a stage.
 func TestKubernetes(t *testing.T) {
+	t.Cleanup(removeStandIns) // last of all: the cluster is down then
 	l := newLab(t)
 	t.Cleanup(func() { l.table(t) })
 	for _, st := range stages {

@@ -38,6 +38,16 @@ func nodeLinks() (names []string) {
 	return names
 }
 
+// removeStandIns takes away what a kerfd that was ended with its cluster could not: its veth pairs and their bridge.
+func removeStandIns() {
+	all, _ := net.Interfaces()
+	for _, i := range all {
+		if strings.HasPrefix(i.Name, "kw-") || i.Name == "kerf-wire" {
+			_ = exec.Command("ip", "link", "delete", i.Name).Run() // gone meanwhile is as good
+		}
+	}
+}
+
 // allBack waits until no pod has a NIC.
 func (s *scene) allBack() {
 	s.Helper()
