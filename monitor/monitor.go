@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -150,21 +149,18 @@ func (m *Monitor) Release(id, by, why string) error {
 	return m.flush()
 }
 
-// find finds a device by its id, index or PCI address. The caller has the lock.
+// find finds a device by a name of it. The caller has the lock.
 func (m *Monitor) find(name string) (*watched, bool) {
 	if w, ok := m.devices[name]; ok {
 		return w, true
 	}
 	for _, w := range m.devices {
-		isGPU := strings.HasPrefix(w.ID, gpuPrefix)
-		if isGPU && (strings.HasPrefix(w.ID, name) && len(name) > len(gpuPrefix) || name == fmt.Sprint(w.Index) || name == w.PCI.String()) {
+		if w.Named(name) {
 			return w, true
 		}
 	}
 	return nil, false
 }
-
-const gpuPrefix = "GPU-"
 
 // take steps a device's state on, keeps it, and tells what came of it.
 func (m *Monitor) take(w *watched, f Fact, now Moment) {

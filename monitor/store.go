@@ -3,6 +3,7 @@ package monitor
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kerf-gpu/kerf/internal/durable"
@@ -16,6 +17,16 @@ type Device struct {
 	PCI    node.PCIAddress `json:"pci"`
 	Index  int             `json:"index"`
 	Name   string          `json:"name"`
+}
+
+const gpuPrefix = "GPU-"
+
+// Named says whether a person may mean the device: by its id, and a GPU by the beginning of it, its index or its PCI address too.
+func (d Device) Named(name string) bool {
+	if d.ID == name || !strings.HasPrefix(d.ID, gpuPrefix) {
+		return d.ID == name
+	}
+	return strings.HasPrefix(d.ID, name) && len(name) > len(gpuPrefix) || name == strconv.Itoa(d.Index) || name == d.PCI.String()
 }
 
 // record is what is on disk of one device.

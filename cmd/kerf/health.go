@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,12 +22,7 @@ func releaseCommand(o *options) *cobra.Command {
 		Long: "Say that a device is well. A device is named by its index, its UUID (or the beginning of it), its PCI address, or as kerf doctor\n" +
 			"names it. kerfd's log, and on a node of a cluster an Event, say who did it and why.",
 		Example: "  kerf release 3 --why 'cable changed, ticket 4711'",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return exitError{exitUsage, errors.New("release wants one device; kerf explain shows each GPU's health")}
-			}
-			return nil
-		},
+		Args:    one("release wants one device; kerf explain shows each GPU's health"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.client().ReleaseDevice(cmd.Context(), args[0], why); err != nil {
 				return err
@@ -48,9 +40,7 @@ func findDevice(ctx context.Context, c *control.Client, name string) (h control.
 	if h, err = c.Health(ctx); err != nil {
 		return h, d, false, err
 	}
-	i := slices.IndexFunc(h.Devices, func(d monitor.DeviceReport) bool {
-		return d.ID == name || d.Index >= 0 && (strconv.Itoa(d.Index) == name || d.PCI.String() == name || strings.HasPrefix(d.ID, name) && len(name) > len("GPU-"))
-	})
+	i := slices.IndexFunc(h.Devices, func(d monitor.DeviceReport) bool { return d.Named(name) })
 	if i < 0 {
 		return h, d, false, nil
 	}

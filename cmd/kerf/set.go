@@ -11,6 +11,16 @@ import (
 	"github.com/kerf-gpu/kerf/vgpu/share"
 )
 
+// one is the check of a command that takes one argument.
+func one(wants string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return exitError{exitUsage, errors.New(wants)}
+		}
+		return nil
+	}
+}
+
 func setCommand(o *options) *cobra.Command {
 	var cores, class string
 	var burst bool
@@ -19,12 +29,7 @@ func setCommand(o *options) *cobra.Command {
 		Short: "Change what a share has of its GPU's time, while its programs run",
 		Long: "Change what a share has of its GPU's time. Running programs see it at once. Cores are percent of each GPU's time, as\n" +
 			"against the others who want it; 0 is what others of the class leave. Without burst they are a limit too.",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return exitError{exitUsage, errors.New("set wants one share; kerf top lists them")}
-			}
-			return nil
-		},
+		Args: one("set wants one share; kerf top lists them"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var wanted control.Settings
 			if cmd.Flags().Changed("cores") {
@@ -69,12 +74,7 @@ func explainCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain SHARE|DEVICE",
 		Short: "Say in words whether a share runs and why it waits, or how a device is and why",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return exitError{exitUsage, errors.New("explain wants one share or device; kerf top lists them")}
-			}
-			return nil
-		},
+		Args:  one("explain wants one share or device; kerf top lists them"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			state, err := o.client().State(cmd.Context())
 			if err != nil {

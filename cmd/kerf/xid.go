@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -34,12 +33,7 @@ func xidCommand() *cobra.Command {
 		Use:     "xid CODE",
 		Short:   "Say what an Xid means, and what Kerf makes of it; needs neither GPU nor kerfd",
 		Example: "  kerf xid 79\n  kerf xid 63 --profile conservative",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return exitError{exitUsage, errors.New("xid wants one code, as in: kerf xid 79")}
-			}
-			return nil
-		},
+		Args:    one("xid wants one code, as in: kerf xid 79"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			code, err := strconv.Atoi(args[0])
 			if err != nil || code < 1 {
