@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -34,11 +35,10 @@ type streak struct {
 
 // seen is an application's fault, kept to tell a pattern.
 type seen struct {
-	Code   int           `json:"code"`
-	At     time.Duration `json:"at"`
-	Who    string        `json:"who"`
-	Place  string        `json:"place,omitempty"`
-	Follow bool          `json:"follow,omitempty"`
+	Code  int           `json:"code"`
+	At    time.Duration `json:"at"`
+	Who   string        `json:"who"`
+	Place string        `json:"place,omitempty"`
 }
 
 // maxHistory bounds it: a tenant that crashes in a loop writes many.
@@ -210,7 +210,7 @@ func (s State) taints(v Verdict, mode Mode) (taints []Taint) {
 	if s.silent != "" {
 		add(Taint{TaintUnmonitored, "no-answer", EffectNone})
 	}
-	slices.SortFunc(taints, func(a, b Taint) int { return compareText(a.Key, b.Key) })
+	slices.SortFunc(taints, func(a, b Taint) int { return cmp.Compare(a.Key, b.Key) })
 	return taints
 }
 

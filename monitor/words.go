@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -16,8 +15,6 @@ func unmarshalName(names []string, text []byte, to *int) error {
 	*to = i
 	return nil
 }
-
-func compareText(a, b string) int { return cmp.Compare(a, b) }
 
 const xidPrefix = "xid/"
 

@@ -14,15 +14,3 @@ func Between(gpu node.GPU, nic node.NIC) (class node.AffinityClass, direct bool)
 	}
 	return class, false
 }
-
-// Matrix is the classes by GPU, then by NIC.
-func Matrix(gpus []node.GPU, nics []node.NIC) [][]node.AffinityClass {
-	matrix := make([][]node.AffinityClass, len(gpus))
-	for g := range gpus {
-		matrix[g] = make([]node.AffinityClass, len(nics))
-		for n := range nics {
-			matrix[g][n], _ = Between(gpus[g], nics[n])
-		}
-	}
-	return matrix
-}

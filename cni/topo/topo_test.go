@@ -55,7 +55,7 @@ func fixture(t testing.TB, name string) node.Node {
 func describe(n node.Node) string {
 	var b strings.Builder
 	facts := topo.Of(n, nil)
-	matrix := topo.Matrix(n.GPUs, n.NICs)
+	matrix := matrixOf(n.GPUs, n.NICs)
 	for g, gpu := range n.GPUs {
 		fmt.Fprintf(&b, "gpu %s numa %d port %s:", gpu.PCI, gpu.NUMA, port(gpu.Path.RootPort()))
 		for _, class := range matrix[g] {
@@ -179,4 +179,16 @@ func FuzzPaths(f *testing.F) {
 		}
 		topo.Of(node.Node{GPUs: []node.GPU{gpu}, NICs: []node.NIC{nic}}, nil)
 	})
+}
+
+// matrixOf is the classes by GPU, then by NIC.
+func matrixOf(gpus []node.GPU, nics []node.NIC) [][]node.AffinityClass {
+	matrix := make([][]node.AffinityClass, len(gpus))
+	for g := range gpus {
+		matrix[g] = make([]node.AffinityClass, len(nics))
+		for n := range nics {
+			matrix[g][n], _ = topo.Between(gpus[g], nics[n])
+		}
+	}
+	return matrix
 }

@@ -133,21 +133,3 @@ func parseEntry(f []string) (e Entry, err error) {
 	e.Name, e.Families, e.Action, e.Investigate, e.Linked, e.Used = f[1], f[2], Action(f[3]), f[4], f[5], f[6] == "yes"
 	return e, nil
 }
-
-// line is the entry as it stands in the file.
-func (e Entry) line() string {
-	used := "no"
-	if e.Used {
-		used = "yes"
-	}
-	return columns(strconv.Itoa(e.Code), e.Name, e.Families, string(e.Action), e.Investigate, e.Linked, used)
-}
-
-func columns(fields ...string) string {
-	for i, f := range fields {
-		if f == "" {
-			fields[i] = "-"
-		}
-	}
-	return strings.Join(fields, "\t")
-}

@@ -131,10 +131,6 @@ func parseRow(f []string) (r Row, err error) {
 	return r, nil
 }
 
-func (r Row) line() string {
-	return columns(strconv.Itoa(r.Code), r.Unit, r.Old.String(), r.New.String(), r.Status.String(), string(r.Action), r.Investigate, r.Severity, r.Origin)
-}
-
 // newLayout is the driver branch from which on IntrInfo has its present layout.
 const newLayout = 575
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -34,6 +35,28 @@ func written[T any](rows []T, line func(T) string) (lines []string) {
 		lines = append(lines, line(r))
 	}
 	return lines
+}
+
+// line is the entry as it stands in the file.
+func (e Entry) line() string {
+	used := "no"
+	if e.Used {
+		used = "yes"
+	}
+	return columns(strconv.Itoa(e.Code), e.Name, e.Families, string(e.Action), e.Investigate, e.Linked, used)
+}
+
+func columns(fields ...string) string {
+	for i, f := range fields {
+		if f == "" {
+			fields[i] = "-"
+		}
+	}
+	return strings.Join(fields, "\t")
+}
+
+func (r Row) line() string {
+	return columns(strconv.Itoa(r.Code), r.Unit, r.Old.String(), r.New.String(), r.Status.String(), string(r.Action), r.Investigate, r.Severity, r.Origin)
 }
 
 func TestCatalogue(t *testing.T) {
