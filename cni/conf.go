@@ -2,6 +2,7 @@ package cni
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,9 +86,9 @@ func ParseConf(stdin []byte, args string) (c Conf, err error) {
 		return c, decodeError(err)
 	}
 	fromArgs := parseArgs(args)
-	c.MAC = pick(c.Runtime.MAC, fromArgs["MAC"], c.MAC)
-	c.DeviceID = pick(c.Runtime.DeviceID, c.DeviceID, c.Device)
-	c.GUID = pick(c.Runtime.GUID, c.GUID)
+	c.MAC = cmp.Or(c.Runtime.MAC, fromArgs["MAC"], c.MAC)
+	c.DeviceID = cmp.Or(c.Runtime.DeviceID, c.DeviceID, c.Device)
+	c.GUID = cmp.Or(c.Runtime.GUID, c.GUID)
 	if err = c.check(); err != nil {
 		return c, err
 	}
@@ -96,15 +97,6 @@ func ParseConf(stdin []byte, args string) (c Conf, err error) {
 		c.MAC = mac.String()
 	}
 	return c, nil
-}
-
-func pick(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
 }
 
 func parseArgs(args string) map[string]string {
@@ -260,7 +252,7 @@ func (c Conf) checkTopology(wrong func(string, any, string) error) error {
 func (c Conf) Spec(k Key, args string) Spec {
 	values := parseArgs(args)
 	s := Spec{
-		Device: c.DeviceID, MAC: c.MAC, MTU: c.MTU, RDMA: RDMAUse(pick(c.RDMA, string(RDMAAuto))), GUID: strings.ToLower(c.GUID), Baseline: c.Baseline,
+		Device: c.DeviceID, MAC: c.MAC, MTU: c.MTU, RDMA: RDMAUse(cmp.Or(c.RDMA, string(RDMAAuto))), GUID: strings.ToLower(c.GUID), Baseline: c.Baseline,
 		Owner: Owner{Key: k, Network: c.Name, PodUID: values["K8S_POD_UID"]},
 		VF:    Asked{VLAN: c.VLAN, QoS: c.QoS, Proto: strings.ToLower(c.Proto), MinRate: c.MinRate, MaxRate: c.MaxRate},
 	}
