@@ -167,9 +167,9 @@ func configured(configs []resourceapi.DeviceAllocationConfiguration, result reso
 	err := Configs(DriverName, configs, result, func(raw []byte, fromClass bool) error {
 		decoded, err := DecodeConfig(raw)
 		if fromClass {
-			class = class.overlay(decoded)
+			class = Overlay(class, decoded)
 		} else {
-			claim = claim.overlay(decoded)
+			claim = Overlay(claim, decoded)
 		}
 		return err
 	})

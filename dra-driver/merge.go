@@ -3,26 +3,22 @@ package dra
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// overlay is c with what later says in place of it: two configurations of one author, who had both in view.
-func (c ShareConfig) overlay(later ShareConfig) ShareConfig {
-	set(&c.MemoryLimit, later.MemoryLimit)
-	set(&c.Burst, later.Burst)
-	set(&c.Class, later.Class)
-	set(&c.Tier, later.Tier)
-	set(&c.MinResident, later.MinResident)
-	set(&c.Backend, later.Backend)
-	return c
-}
-
-func set[T any](at **T, value *T) {
-	if value != nil {
-		*at = value
+// Overlay is a configuration with what a later one says in place of it: two of one author, who had both in view. Its fields are
+// pointers, nil for what was left out; what is no pointer stays.
+func Overlay[T any](c, later T) T {
+	into, from := reflect.ValueOf(&c).Elem(), reflect.ValueOf(later)
+	for i := range from.NumField() {
+		if f := from.Field(i); f.Kind() == reflect.Pointer && !f.IsNil() {
+			into.Field(i).Set(f)
+		}
 	}
+	return c
 }
 
 // Tighten is what the class allows and the claim asks: the administrator's configuration of a DeviceClass is a ceiling, and a
@@ -33,7 +29,7 @@ func (c ShareConfig) Tighten(claim ShareConfig) (ShareConfig, error) {
 			return ShareConfig{}, err
 		}
 	}
-	merged := c.overlay(claim)
+	merged := Overlay(c, claim)
 	return merged, merged.Validate()
 }
 

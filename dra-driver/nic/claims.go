@@ -89,10 +89,10 @@ func allocate(claim *resourceapi.ResourceClaim, result resourceapi.DeviceRequest
 		case err != nil:
 			return err
 		case fromClass:
-			class = class.overlay(c)
+			class = dra.Overlay(class, c)
 			return nil
 		}
-		own = own.overlay(c)
+		own = dra.Overlay(own, c)
 		return errors.Join(fromClaim(raw), c.ownMAC())
 	})
 	if err != nil {

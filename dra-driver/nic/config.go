@@ -254,32 +254,6 @@ func (c Config) ownMAC() error {
 	return nil
 }
 
-// overlay is c with what later says in place of it.
-func (c Config) overlay(later Config) Config {
-	set(&c.Interface, later.Interface)
-	set(&c.MTU, later.MTU)
-	set(&c.MAC, later.MAC)
-	set(&c.Addresses, later.Addresses)
-	set(&c.Routes, later.Routes)
-	set(&c.RDMA, later.RDMA)
-	set(&c.MaxTxRate, later.MaxTxRate)
-	set(&c.MinTxRate, later.MinTxRate)
-	set(&c.VLAN, later.VLAN)
-	set(&c.VLANQoS, later.VLANQoS)
-	set(&c.VLANProto, later.VLANProto)
-	set(&c.SpoofChk, later.SpoofChk)
-	set(&c.Trust, later.Trust)
-	set(&c.LinkState, later.LinkState)
-	set(&c.GUID, later.GUID)
-	return c
-}
-
-func set[T any](at **T, value *T) {
-	if value != nil {
-		*at = value
-	}
-}
-
 // tighten is what a class allows and a claim asks: what the class says is final, but that a rate may be made lower.
 func (c Config) tighten(claim Config) (Config, error) {
 	if limit, asked := c.MaxTxRate, claim.MaxTxRate; limit != nil && *limit != 0 && asked != nil && (*asked == 0 || *asked > *limit) {
@@ -293,6 +267,6 @@ func (c Config) tighten(claim Config) (Config, error) {
 			return Config{}, fmt.Errorf("%s %v: the DeviceClass says %v; leave the field out, or use another DeviceClass", name, asked.Elem(), said.Elem())
 		}
 	}
-	merged := c.overlay(claim)
+	merged := dra.Overlay(c, claim)
 	return merged, merged.validate()
 }

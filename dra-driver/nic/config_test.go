@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	dra "github.com/kerf-gpu/kerf/dra-driver"
 )
 
 func configText(members string) []byte {
@@ -68,7 +70,7 @@ func TestEveryFieldHasALine(t *testing.T) {
 		}
 		reflect.ValueOf(&full).Elem().Field(i).Set(reflect.New(c.Field(i).Type.Elem()))
 	}
-	if merged := (Config{}).overlay(full); !reflect.DeepEqual(merged, full) {
+	if merged := dra.Overlay(Config{}, full); !reflect.DeepEqual(merged, full) {
 		t.Errorf("overlay leaves out something: %+v", merged)
 	}
 }
