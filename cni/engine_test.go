@@ -409,7 +409,6 @@ func TestReconcileKeepsTheValid(t *testing.T) {
 	}
 }
 
-// Of 32 that choose at once among 14, none gets what another has, and who finds none free is told to try again.
 // An attachment that gets its addresses later, or again, stands for Reconcile as before.
 func TestReconcileKeepsTheConfigured(t *testing.T) {
 	k := machine()
@@ -430,6 +429,7 @@ func TestReconcileKeepsTheConfigured(t *testing.T) {
 	}
 }
 
+// Of 32 that choose at once among 14, none gets what another has, and who finds none free is told to try again.
 func TestManyChoose(t *testing.T) {
 	k := linktest.New()
 	k.AddPF(thePF, "pf0", "igb", 7)
