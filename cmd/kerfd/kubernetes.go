@@ -77,7 +77,7 @@ func (k *kubernetes) serve(g *grants, metrics prometheus.Registerer) (err error)
 		return err
 	}
 	if c.NICs.Enabled { // before the old versions of the hook are removed, which its CDI specs may name
-		if k.nics, err = newNICs(g.config, g.hardware, k.in, g.changed, k.log); err != nil {
+		if k.nics, err = newNICs(g.containers, k.log); err != nil {
 			return err
 		}
 		if k.wires, err = dra.NewOf(nic.DriverName, nic.New(c.NodeName, k.nics), k.node(nic.DriverName)); err != nil {

@@ -6,13 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"github.com/kerf-gpu/kerf/cni"
 	"github.com/kerf-gpu/kerf/cni/link"
@@ -29,15 +26,11 @@ import (
 //
 // The records are in the run directory: a reboot takes the pods' networks away, and kubelet prepares every claim again.
 type nics struct {
-	config   NICsConfig
-	runDir   string
-	cdiDir   string
-	hook     string
-	hardware *hardware
-	engine   *cni.Engine
-	log      *slog.Logger
-	changed  *notice
-	perClaim keyedLocks
+	containers *containers
+	config     NICsConfig
+	engine     *cni.Engine
+	log        *slog.Logger
+	perClaim   keyedLocks
 
 	mu     sync.Mutex
 	store  *durable.Store[nicClaim]
@@ -64,14 +57,13 @@ type heldNIC struct {
 const claimNetwork = nic.DriverName
 
 // newNICs takes up what an earlier kerfd wrote down.
-func newNICs(c Config, h *hardware, in installation, changed *notice, log *slog.Logger) (*nics, error) {
-	n := &nics{config: c.Kubernetes.NICs, runDir: c.RunDir, cdiDir: c.Kubernetes.CDIDir, hook: in.hook, hardware: h,
-		engine: cni.New(filepath.Join(c.RunDir, "nic")), log: log, changed: changed}
+func newNICs(c *containers, log *slog.Logger) (*nics, error) {
+	n := &nics{containers: c, config: c.config.NICs, engine: cni.New(filepath.Join(c.runDir, "nic")), log: log}
 	if err := n.standIns(); err != nil {
 		return nil, err
 	}
 	var err error
-	if n.store, err = durable.Open[nicClaim](filepath.Join(c.RunDir, "nics")); err != nil {
+	if n.store, err = durable.Open[nicClaim](filepath.Join(c.runDir, "nics")); err != nil {
 		return nil, err
 	}
 	var corrupt []string
@@ -85,30 +77,6 @@ func newNICs(c Config, h *hardware, in installation, changed *notice, log *slog.
 	return n, nil
 }
 
-// standIns makes those that are missing. A veth pair ends with the namespace that has one of its ends, where a NIC would come back.
-func (n *nics) standIns() error {
-	if n.hardware.sim == nil || !n.config.StandIn {
-		return nil
-	}
-	return makeStandIns(n.hardware.Node().NICs)
-}
-
-// keepStandIns runs until ctx ends. The kernel ends a namespace some time after its last process.
-func (n *nics) keepStandIns(ctx context.Context) error {
-	tick := time.NewTicker(refreshEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if err := n.standIns(); err != nil {
-			n.log.Warn("nics", "error", err)
-		}
-	}
-}
-
 // takeUp makes CDI specs anew, and removes those of claims that hold nothing.
 func (n *nics) takeUp() {
 	named := make(map[string]bool)
@@ -120,10 +88,10 @@ func (n *nics) takeUp() {
 			n.log.Warn("nics", "error", err)
 		}
 	}
-	specs, err := cdi.NICs.List(n.cdiDir)
+	specs, err := cdi.NICs.List(n.containers.config.CDIDir)
 	for _, name := range specs {
 		if !named[name] {
-			err = errors.Join(err, cdi.NICs.Remove(n.cdiDir, name))
+			err = errors.Join(err, cdi.NICs.Remove(n.containers.config.CDIDir, name))
 		}
 	}
 	if err != nil {
@@ -136,7 +104,7 @@ func (n *nics) close() error {
 	defer n.mu.Unlock()
 	last := len(n.claims) == 0
 	err := n.store.Close()
-	if last && n.config.StandIn && n.hardware.sim != nil {
+	if last && n.config.StandIn && n.containers.hardware.sim != nil {
 		err = errors.Join(err, removeStandIns())
 	}
 	return err
@@ -145,9 +113,9 @@ func (n *nics) close() error {
 // Devices implements nic.NICs.
 func (n *nics) Devices() []nic.Device {
 	var uplinks []string
-	host, err := n.engine.Kernel.Open("")
+	host, err := link.Host{}.Open("")
 	if err == nil {
-		uplinks, err = namesOf(host)
+		uplinks, err = linksInUse(host)
 		_ = host.Close()
 	}
 	n.mu.Lock()
@@ -159,12 +127,16 @@ func (n *nics) Devices() []nic.Device {
 		n.log.Warn("no NIC is published: it cannot be told which carries the node's own network", "error", err)
 		return nil
 	}
-	return publishable(n.hardware.Node(), n.config, n.uplinks)
+	return publishable(n.containers.hardware.Node(), n.config, n.uplinks)
 }
 
-// namesOf are the links that the node itself uses: its default routes go over them, they have addresses, or are in a bond or bridge.
-func namesOf(host cni.Net) ([]string, error) {
-	indexes, err := host.Uplinks()
+// linksInUse are those that the node itself uses, by name: its default routes go over them, they have addresses, or are in a bond or bridge.
+func linksInUse(host *link.Net) ([]string, error) {
+	used, err := host.Uplinks()
+	if err != nil {
+		return nil, err
+	}
+	addressed, err := host.Addressed()
 	if err != nil {
 		return nil, err
 	}
@@ -174,11 +146,7 @@ func namesOf(host cni.Net) ([]string, error) {
 	}
 	names := []string{} // not nil: none is an answer
 	for _, l := range links {
-		ip, err := host.Configured(l.Index)
-		if err != nil {
-			return nil, err
-		}
-		if slices.Contains(indexes, l.Index) || l.Master != 0 || len(ip.Addresses) > 0 {
+		if l.Master != 0 || slices.Contains(used, l.Index) || slices.Contains(addressed, l.Index) {
 			names = append(names, l.Name)
 		}
 	}
@@ -189,7 +157,7 @@ func (n *nics) cdiName(uid string, held heldNIC) string { return uid + "-" + hel
 
 // attachedFile is where the hook reads that a claim's interfaces are in a pod.
 func (n *nics) attachedFile(uid string) string {
-	return filepath.Join(n.runDir, "nics", uid+".attached")
+	return filepath.Join(n.containers.runDir, "nics", uid+".attached")
 }
 
 // Hold implements nic.NICs.
@@ -203,7 +171,7 @@ func (n *nics) Hold(_ context.Context, owner ledger.Owner, pod string, asks []ni
 		return nil, err
 	}
 	if err := n.publish(owner.UID, claim); err != nil {
-		return nil, errors.Join(err, n.drop(context.Background(), owner.UID))
+		return nil, errors.Join(err, n.drop(context.Background(), claim))
 	}
 	held := make([]nic.Held, len(asks))
 	for i, ask := range asks {
@@ -237,11 +205,11 @@ func (n *nics) record(claim nicClaim) error {
 func (n *nics) publish(uid string, c nicClaim) error {
 	for _, held := range c.NICs {
 		spec, err := cdi.NetworkSpec(cdi.Network{
-			Name: n.cdiName(uid, held), Nodes: held.Nodes, Hook: n.hook, Devices: []string{held.Name}, Simulated: n.hardware.sim != nil,
-			NIC: hook.NIC{Claim: uid, Attached: n.attachedFile(uid), Kerfd: filepath.Join(n.runDir, "hook.sock")},
+			Name: n.cdiName(uid, held), Nodes: held.Nodes, Hook: n.containers.in.hook, Devices: []string{held.Name}, Simulated: n.containers.hardware.sim != nil,
+			NIC: hook.NIC{Claim: uid, Attached: n.attachedFile(uid), Kerfd: n.containers.hookSocket()},
 		})
 		if err == nil {
-			err = cdi.Write(n.cdiDir, spec)
+			err = cdi.Write(n.containers.config.CDIDir, spec)
 		}
 		if err != nil {
 			return fmt.Errorf("NIC %s of claim %s: %w", held.Name, c.Owner, err)
@@ -332,20 +300,17 @@ func (n *nics) mac(s cni.Spec) string {
 
 // Drop implements nic.NICs.
 func (n *nics) Drop(ctx context.Context, uid string) error {
-	defer n.perClaim.lock(uid)()
-	return n.drop(ctx, uid)
+	return n.locked(uid, func(claim nicClaim) error { return n.drop(ctx, claim) })
 }
 
-func (n *nics) drop(ctx context.Context, uid string) error {
-	claim, ok := n.claim(uid)
-	if !ok {
-		return nil
-	}
+// drop ends a claim. Its lock is held.
+func (n *nics) drop(ctx context.Context, claim nicClaim) error {
+	uid := claim.Owner.UID
 	if err := n.detach(ctx, claim); err != nil {
 		return err
 	}
 	for _, held := range claim.NICs {
-		if err := cdi.NICs.Remove(n.cdiDir, n.cdiName(uid, held)); err != nil {
+		if err := cdi.NICs.Remove(n.containers.config.CDIDir, n.cdiName(uid, held)); err != nil {
 			return err
 		}
 	}
@@ -356,6 +321,16 @@ func (n *nics) drop(ctx context.Context, uid string) error {
 	}
 	delete(n.claims, uid)
 	return nil
+}
+
+// locked does something with a claim, if there is one, under its lock.
+func (n *nics) locked(uid string, do func(nicClaim) error) error {
+	defer n.perClaim.lock(uid)()
+	claim, ok := n.claim(uid)
+	if !ok {
+		return nil
+	}
+	return do(claim)
 }
 
 func (n *nics) claim(uid string) (nicClaim, bool) {
@@ -374,157 +349,3 @@ func (n *nics) Owners() (owners []ledger.Owner) {
 	}
 	return owners
 }
-
-// ofPod are the claims of a pod.
-func (n *nics) ofPod(uid string) (claims []nicClaim) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, c := range n.claims {
-		if c.Pod == uid {
-			claims = append(claims, c)
-		}
-	}
-	slices.SortFunc(claims, func(a, b nicClaim) int { return slices.Compare([]string{a.Owner.Name}, []string{b.Owner.Name}) })
-	return claims
-}
-
-// Attach implements nic.Pods.
-func (n *nics) Attach(ctx context.Context, pod, netns string) error {
-	for _, c := range n.ofPod(pod) {
-		if err := n.attach(ctx, c.Owner.UID, netns); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// attachFor answers a claim's hook.
-func (n *nics) attachFor(ctx context.Context, ask hook.AttachAsk) error {
-	c, ok := n.claim(ask.Claim)
-	switch {
-	case !ok:
-		return errors.New("kerfd knows of no such claim; it has ended, or kubelet has not prepared it since the node started")
-	case ask.Pod != "" && ask.Pod != c.Pod:
-		return fmt.Errorf("claim %s was prepared for another pod (UID %s); NICs are for one pod", c.Owner, c.Pod)
-	}
-	path := n.lasting(ask)
-	if inode, err := podNetns(path); err != nil || inode != ask.Netns {
-		return fmt.Errorf("claim %s: the container has ended meanwhile (%w)", c.Owner, errors.Join(err, fmt.Errorf("%s is another namespace", path)))
-	}
-	return n.attach(ctx, ask.Claim, path)
-}
-
-// lasting is a path to a container's namespace that stays when the container ends, where there is one.
-func (n *nics) lasting(ask hook.AttachAsk) string {
-	for _, path := range n.engine.Kernel.Namespaces() {
-		info, err := os.Stat(path)
-		if err == nil && !strings.HasPrefix(path, "/proc/") && info.Sys().(*syscall.Stat_t).Ino == ask.Netns {
-			return path
-		}
-	}
-	return fmt.Sprintf("/proc/%d/ns/net", ask.PID)
-}
-
-// attach moves a claim's NICs into a network namespace: all, or none. After an error the pod fails, and is made again in another one.
-func (n *nics) attach(ctx context.Context, uid, netns string) error {
-	return n.attachOr(ctx, uid, netns, func(c nicClaim) error { return n.detach(context.WithoutCancel(ctx), c) })
-}
-
-func (n *nics) attachOr(ctx context.Context, uid, netns string, undo func(nicClaim) error) error {
-	defer n.perClaim.lock(uid)()
-	c, ok := n.claim(uid)
-	if !ok {
-		return nil // given back meanwhile
-	}
-	inode, err := podNetns(netns)
-	if err != nil {
-		return fmt.Errorf("claim %s: %w", c.Owner, err)
-	}
-	attached := hook.Attached{Netns: inode}
-	for _, held := range c.NICs {
-		if _, err := n.engine.Attach(ctx, netns, held.Spec); err != nil {
-			return errors.Join(fmt.Errorf("claim %s: NIC %s: %w", c.Owner, held.Name, err), undo(c))
-		}
-		attached.Interfaces = append(attached.Interfaces, held.Spec.Owner.IfName)
-	}
-	return attached.Write(n.attachedFile(uid))
-}
-
-// podNetns is the inode of a pod's network namespace. The host's own is none.
-func podNetns(path string) (uint64, error) {
-	if path == "" {
-		return 0, errors.New("the pod is in the host's network, where it has every NIC already; leave hostNetwork out, or the claim")
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0, fmt.Errorf("look at the pod's network: %w", err)
-	}
-	own, err := os.Stat("/proc/thread-self/ns/net") // of the first thread, /proc/self, it may be another's for a moment
-	if err != nil {
-		return 0, fmt.Errorf("look at the node's network: %w", err)
-	}
-	if os.SameFile(info, own) {
-		return podNetns("")
-	}
-	return info.Sys().(*syscall.Stat_t).Ino, nil
-}
-
-// Detach implements nic.Pods.
-func (n *nics) Detach(ctx context.Context, pod string) error {
-	var errs []error
-	for _, c := range n.ofPod(pod) {
-		unlock := n.perClaim.lock(c.Owner.UID)
-		errs = append(errs, n.detach(ctx, c))
-		unlock()
-	}
-	return errors.Join(errs...)
-}
-
-// detach takes a claim's NICs back, the last one first. From the first step on no container starts with them.
-func (n *nics) detach(ctx context.Context, c nicClaim) error {
-	if err := os.Remove(n.attachedFile(c.Owner.UID)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("claim %s: %w", c.Owner, err)
-	}
-	var errs []error
-	for _, held := range slices.Backward(c.NICs) {
-		if err := n.engine.Detach(ctx, held.Spec.Owner.Key, ""); err != nil {
-			errs = append(errs, fmt.Errorf("claim %s: NIC %s: %w", c.Owner, held.Name, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// Running implements nic.Pods.
-func (n *nics) Running(ctx context.Context, netns map[string]string) error {
-	var errs []error
-	for _, owner := range n.Owners() {
-		c, ok := n.claim(owner.UID)
-		if !ok {
-			continue
-		}
-		if path, runs := netns[c.Pod]; runs {
-			if path != "" { // an error takes nothing from a pod that runs
-				errs = append(errs, n.attachOr(ctx, owner.UID, path, func(nicClaim) error { return nil }))
-			}
-			continue
-		}
-		unlock := n.perClaim.lock(owner.UID)
-		errs = append(errs, n.detach(ctx, c))
-		unlock()
-	}
-	report, err := n.engine.Reconcile(ctx, n.stands)
-	if len(report.Returned) > 0 {
-		n.log.Info("NICs were taken back whose pods are gone", "nics", report.Returned)
-	}
-	for _, failed := range report.Failed {
-		errs = append(errs, errors.New(failed))
-	}
-	return errors.Join(append(errs, err)...)
-}
-
-// stands says whether an attachment has an owner still. Those of kerf-cni are the container runtime's to end.
-func (n *nics) stands(owner cni.Owner) bool {
-	return owner.Network != claimNetwork || n.ours(owner.ContainerID)
-}
-
-func (n *nics) ours(uid string) bool { _, ok := n.claim(uid); return ok }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -20,6 +22,31 @@ const (
 )
 
 func standIn(netdev string) string { return standInPrefix + netdev }
+
+// standIns makes those that are missing, on a simulated node that is to have some. A veth pair ends with the namespace that has one of its
+// ends, where a NIC would come back.
+func (n *nics) standIns() error {
+	if n.containers.hardware.sim == nil || !n.config.StandIn {
+		return nil
+	}
+	return makeStandIns(n.containers.hardware.Node().NICs)
+}
+
+// keepStandIns runs until ctx ends. The kernel ends a namespace some time after its last process.
+func (n *nics) keepStandIns(ctx context.Context) error {
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := n.standIns(); err != nil {
+			n.log.Warn("nics", "error", err)
+		}
+	}
+}
 
 // makeStandIns makes what is missing: those that pods have are not in sight, and the other ends tell that they exist.
 func makeStandIns(nics []node.NIC) error {

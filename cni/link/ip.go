@@ -99,6 +99,25 @@ func (n *Net) Configured(index int) (ip IP, err error) {
 	return ip, nil
 }
 
+// Addressed are the links that have a global address.
+func (n *Net) Addressed() (indexes []int, err error) {
+	handle, err := netlink.NewHandleAt(n.handle(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	addresses, err := handle.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if a.Scope == unix.RT_SCOPE_UNIVERSE {
+			indexes = append(indexes, a.LinkIndex)
+		}
+	}
+	return indexes, nil
+}
+
 // Uplinks are the links that the default routes of the namespace go over, and those below them: the members of a bond, the link that a
 // VLAN is on.
 func (n *Net) Uplinks() (indexes []int, err error) {
