@@ -1,6 +1,7 @@
 package nic
 
 import (
+	"encoding/json"
 	"reflect"
 	"strings"
 	"testing"
@@ -103,8 +104,20 @@ func FuzzDecodeConfig(f *testing.F) {
 	f.Add(configText(`,"routes":[{"to":"10.1.0.0/16","via":"10.0.0.1"}],"mac":"02:00:00:00:00:01"`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := DecodeConfig(text)
-		if err == nil && c.validate() != nil {
-			t.Errorf("%s is taken, and not valid", text)
+		if err != nil {
+			return
+		}
+		written, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		members := strings.TrimSuffix(strings.TrimPrefix(string(written), "{"), "}")
+		if members != "" {
+			members = "," + members
+		}
+		again, err := DecodeConfig(configText(members))
+		if err != nil || !reflect.DeepEqual(again, c) {
+			t.Errorf("%s is read as %s, and that as %+v (%v)", text, written, again, err)
 		}
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
@@ -38,7 +37,6 @@ type Runtime struct {
 	socket string
 	pods   Pods
 	report func(error)
-	up     atomic.Bool
 }
 
 // NewRuntime starts nothing.
@@ -46,15 +44,11 @@ func NewRuntime(socket string, pods Pods, report func(error)) *Runtime {
 	return &Runtime{socket: socket, pods: pods, report: report}
 }
 
-// Connected reports whether the runtime tells of pods now. Without it NICs are attached by the hook of each container that names its claim.
-func (r *Runtime) Connected() bool { return r.up.Load() }
-
 // Run keeps a connection until ctx ends. That there is no runtime with NRI is said once, and looked for again.
 func (r *Runtime) Run(ctx context.Context) error {
 	said := ""
 	for {
 		err := r.serve(ctx)
-		r.up.Store(false)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -98,7 +92,6 @@ type plugin struct{ *Runtime }
 
 // Synchronize hears of all pods, when the connection is new.
 func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, _ []*api.Container) ([]*api.ContainerUpdate, error) {
-	p.up.Store(true)
 	running := make(map[string]string)
 	for _, pod := range pods {
 		running[pod.GetUid()] = netns(pod)
