@@ -19,7 +19,6 @@ import (
 // The suite has igb in QEMU (8.0 and later) and a kernel of 2024; the machine that runs this may be of any other.
 const (
 	release = "bookworm"
-	mirror  = "http://deb.debian.org/debian"
 	keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 )
 
@@ -79,11 +78,15 @@ func fetch(ctx context.Context) (root, error) {
 // unpack downloads the packages and unpacks them into work/root. Apt has its own state and sources there, and an empty
 // list of installed packages, so that it takes all they need and neither reads nor changes this machine's.
 func unpack(ctx context.Context, work string) error {
+	mirror, err := mirrorOf(ctx)
+	if err != nil {
+		return err
+	}
 	sources := ""
 	for _, s := range []string{release, release + "-updates", release + "-backports"} {
 		sources += fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s main\n", keyring, mirror, s)
 	}
-	err := errors.Join(os.MkdirAll(filepath.Join(work, "lists/partial"), 0o755), os.MkdirAll(filepath.Join(work, "debs/partial"), 0o755),
+	err = errors.Join(os.MkdirAll(filepath.Join(work, "lists/partial"), 0o755), os.MkdirAll(filepath.Join(work, "debs/partial"), 0o755),
 		os.MkdirAll(filepath.Join(work, "root/usr"), 0o755), os.WriteFile(filepath.Join(work, "status"), nil, 0o600),
 		os.WriteFile(filepath.Join(work, "sources.list"), []byte(sources), 0o600))
 	if err != nil {
@@ -124,6 +127,20 @@ func unpack(ctx context.Context, work string) error {
 		}
 	}
 	return os.WriteFile(filepath.Join(work, "root/packages"), []byte(strings.Join(names, "\n")+"\n"), 0o644)
+}
+
+// mirrorOf is where this machine has its Debian packages from: the suites that are wanted are there too.
+func mirrorOf(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask apt for its sources: %w%s", err, errorText(err))
+	}
+	for line := range strings.Lines(string(out)) {
+		if site, suite, ok := strings.Cut(strings.TrimSpace(line), " "); ok && !strings.HasSuffix(suite, "-security") {
+			return site, nil
+		}
+	}
+	return "", errors.New("apt has no source of Debian packages on this machine; add one to /etc/apt/sources.list")
 }
 
 // extract unpacks one package. dpkg -x would put a directory in the place of a link to one.
