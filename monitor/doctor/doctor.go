@@ -12,7 +12,6 @@
 package doctor
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -39,7 +38,7 @@ var exits = map[Status]int{Warn: 1, Crit: 2, Unknown: 3}
 
 // Worse is the worse of two.
 func Worse(a, b Status) Status {
-	if cmp.Compare(weight[b], weight[a]) > 0 {
+	if weight[b] > weight[a] {
 		return b
 	}
 	return a

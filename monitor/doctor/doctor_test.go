@@ -39,6 +39,20 @@ func examine(f *Facts, level Level) (map[string]Finding, Status) {
 	return by, worst
 }
 
+func TestWorstDecides(t *testing.T) {
+	for _, tt := range []struct{ a, b, want Status }{
+		{Pass, Info, Pass},
+		{Pass, Warn, Warn},
+		{Warn, Unknown, Unknown},
+		{Crit, Unknown, Crit},
+		{Unknown, Crit, Crit},
+	} {
+		if got := Worse(tt.a, tt.b); got != tt.want {
+			t.Errorf("Worse(%s, %s) = %s, want %s", tt.a, tt.b, got, tt.want)
+		}
+	}
+}
+
 func TestWell(t *testing.T) {
 	found, worst := examine(well(), Active)
 	for id, f := range found {
