@@ -10,6 +10,7 @@ require (
 	github.com/containerd/nri v0.12.3 // when the container runtime makes a pod's network, and takes it away
 	github.com/containernetworking/cni v1.3.1 // CNI's types, its results' versions, and calls of IPAM plugins
 	github.com/fsnotify/fsnotify v1.9.0 // kubelet's sockets: that one was made again, or removed
+	github.com/google/cel-go v0.29.2 // tests: our DeviceClasses' and policies' expressions, compiled
 	github.com/google/go-cmp v0.7.0 // tests: what differs, not that something does
 	github.com/opencontainers/runtime-spec v1.3.0 // what a container runtime tells its hooks
 	github.com/prometheus/client_golang v1.24.0 // metrics
@@ -32,8 +33,6 @@ require (
 	tags.cncf.io/container-device-interface v1.1.1 // CDI specs: validation, names, injection
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // CDI specs as values
 )
-
-require github.com/google/cel-go v0.29.2
 
 require (
 	cel.dev/expr v0.25.3 // indirect
