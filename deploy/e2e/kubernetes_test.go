@@ -104,14 +104,14 @@ func (l *lab) play(t *testing.T, st stage, sc scenario) {
 	began := time.Now()
 	defer func() {
 		s.end()
-		result := "ok"
+		result, figure := "ok", s.figure
 		switch {
 		case t.Failed():
-			result = "FAILED"
+			result, figure = "FAILED", s.why[:min(len(s.why), 1000)]
 		case t.Skipped():
 			result = "skipped"
 		}
-		l.add(row{st.name, sc.name, result, s.figure, time.Since(began)})
+		l.add(row{st.name, sc.name, result, figure, time.Since(began)})
 	}()
 	sc.run(s)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,6 +46,37 @@ type scene struct {
 	*lab
 	ns     string
 	figure string // for the table
+
+	mu  sync.Mutex
+	why string // the first failure, for the table: a log's end is what is seen of it, elsewhere
+}
+
+// Errorf, Fatal and Fatalf are the test's, and remember the first failure.
+
+func (s *scene) Errorf(format string, args ...any) {
+	s.Helper()
+	s.fails(fmt.Sprintf(format, args...))
+	s.T.Errorf(format, args...)
+}
+
+func (s *scene) Fatalf(format string, args ...any) {
+	s.Helper()
+	s.fails(fmt.Sprintf(format, args...))
+	s.T.Fatalf(format, args...)
+}
+
+func (s *scene) Fatal(args ...any) {
+	s.Helper()
+	s.fails(fmt.Sprint(args...))
+	s.T.Fatal(args...)
+}
+
+func (s *scene) fails(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.why == "" {
+		s.why = strings.Join(strings.Fields(why), " ")
+	}
 }
 
 // newScene makes a namespace; whatever is in it goes when the scenario ends, and must leave nothing on the node.
