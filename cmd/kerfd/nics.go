@@ -36,6 +36,8 @@ type nics struct {
 	store  *durable.Store[nicClaim]
 	claims map[string]nicClaim // by UID
 
+	unavailable map[string]string // as reconcile saw it last
+
 	uplinks []string // by name, as of the last look that succeeded; nil: there was none
 }
 
@@ -127,7 +129,16 @@ func (n *nics) Devices() []nic.Device {
 		n.log.Warn("no NIC is published: it cannot be told which carries the node's own network", "error", err)
 		return nil
 	}
-	return publishable(n.containers.hardware.Node(), n.config, n.uplinks)
+	devices := publishable(n.containers.hardware.Node(), n.config, n.uplinks)
+	records, damaged, err := n.engine.List()
+	if err != nil {
+		n.log.Warn("it cannot be told which NICs others have", "error", err)
+	}
+	why := unavailable(records, damaged)
+	for i, d := range devices {
+		devices[i].Fault = why[n.device(d)]
+	}
+	return devices
 }
 
 // linksInUse are those that the node itself uses, by name: its default routes go over them, they have addresses, or are in a bond or bridge.

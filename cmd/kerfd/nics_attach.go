@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -186,12 +187,26 @@ func (n *nics) Run(ctx context.Context) error {
 
 const reconcileEvery = time.Minute
 
+// tell has the devices published anew when others may be had than before.
+func (n *nics) tell(why map[string]string) {
+	n.mu.Lock()
+	changed := !maps.Equal(n.unavailable, why)
+	n.unavailable = why
+	n.mu.Unlock()
+	if changed {
+		n.containers.hardware.changed.tell()
+	}
+}
+
 func (n *nics) reconcile(ctx context.Context) error {
 	report, err := n.engine.Reconcile(ctx, n.stands)
 	if len(report.Returned) > 0 {
 		n.log.Info("NICs were taken back whose pods are gone", "nics", report.Returned)
 	}
 	errs := []error{err}
+	if records, damaged, err := n.engine.List(); err == nil {
+		n.tell(unavailable(records, damaged))
+	}
 	for _, failed := range report.Failed {
 		errs = append(errs, errors.New(failed))
 	}
