@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
@@ -134,7 +135,7 @@ func (p *plugin) RunPodSandbox(ctx context.Context, pod *api.PodSandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, attachWithin)
 	defer cancel()
 	if err := p.pods.Attach(ctx, pod.GetUid(), netns(pod)); err != nil {
-		return fmt.Errorf("kerf: %w", err)
+		return errors.New("kerf: " + strings.ReplaceAll(err.Error(), "\n", "; ")) // it becomes an event of the pod, of one line
 	}
 	return nil
 }

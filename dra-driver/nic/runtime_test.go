@@ -128,9 +128,9 @@ func TestRuntime(t *testing.T) {
 	if err := r.RemovePodSandbox(t.Context(), &api.RemovePodSandboxRequest{Pod: pod}); err != nil {
 		t.Fatal(err)
 	}
-	h.fail = errors.New("claim ns/nic: NIC 3 is in use")
+	h.fail = errors.Join(errors.New("claim ns/nic: NIC 3 is in use"), errors.New("NIC 2 stays"))
 	err := r.RunPodSandbox(t.Context(), &api.RunPodSandboxRequest{Pod: pod})
-	if err == nil || !strings.Contains(err.Error(), "kerf: claim ns/nic: NIC 3 is in use") {
+	if err == nil || !strings.Contains(err.Error(), "kerf: claim ns/nic: NIC 3 is in use; NIC 2 stays") {
 		t.Errorf("a sandbox whose NICs cannot be attached: %v", err)
 	}
 	if err := r.StopPodSandbox(t.Context(), &api.StopPodSandboxRequest{Pod: pod}); err != nil {
