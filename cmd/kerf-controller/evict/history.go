@@ -208,3 +208,9 @@ func (h *History) done(uid string) {
 	}
 	delete(h.Refused, uid)
 }
+
+// refuse says that a pod has not gone, and when to ask again.
+func (h *History) refuse(uid string, again time.Time) {
+	h.Refused = orEmpty(h.Refused)
+	h.Refused[uid] = again
+}

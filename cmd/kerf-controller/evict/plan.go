@@ -324,3 +324,6 @@ func on(devices []Device, pods []Pod) (some []Pod) {
 	}
 	return some
 }
+
+// since is when the first of its devices asked.
+func (d Decision) since() time.Time { return group{devices: d.Devices}.since() }
