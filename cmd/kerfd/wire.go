@@ -60,6 +60,7 @@ type core struct {
 	control  *server
 	listener net.Listener
 	monitor  *monitor.Monitor // nil where nobody watches
+	taints   *taintTimes      // nil where nobody watches, and on a machine that is no node
 }
 
 // openCore builds the core from what an earlier kerfd left. After an error nothing is held.
@@ -127,6 +128,10 @@ func (k *core) watch(g *grants, cluster *kubernetes, metrics *prometheus.Registr
 	}
 	k.monitor = g.monitor
 	k.hardware.verdicts = g.monitor
+	if cluster != nil && cluster.client != nil {
+		k.taints = newTaintTimes(cluster, g.monitor)
+		metrics.MustRegister(k.taints.took)
+	}
 	return metrics.Register(g.monitor.Collector())
 }
 
@@ -142,6 +147,9 @@ func (k *core) parts() []part {
 	}
 	if k.monitor != nil {
 		parts = append(parts, part{"monitor", k.monitor.Run})
+	}
+	if k.taints != nil {
+		parts = append(parts, part{"taint times", k.taints.Run})
 	}
 	if k.grants.events != nil {
 		parts = append(parts, part{"events", k.grants.events.Run})
