@@ -223,6 +223,9 @@ func (f *fleet) rate() {
 		metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"}); err != nil {
 		f.Fatal(err)
 	}
+	if !poll(late, func() bool { return f.moved() >= fleetBudget }) { // by the next leader, if the first one had no time
+		f.Fatalf("%d pods were moved after the leader was killed, want %d", f.moved(), fleetBudget)
+	}
 	f.evictionsSay(fmt.Sprintf("%d of %d pods within 2m0s", fleetBudget, fleetBudget), "(rate)")
 	f.within()
 	f.measured("ten faults: %d pods moved, the budget is %d within 2 min, over a controller that was killed", f.moved(), fleetBudget)
