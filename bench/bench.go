@@ -88,6 +88,10 @@ var Scenarios = []Scenario{
 		Name: "cni", About: "32 NICs attached at once on this kernel, by kerf-cni and by host-device: until all are, each, moves between namespaces",
 		Rows: cniRows(), visit: runCNI,
 	},
+	{
+		Name: "fault", About: "Xid 79 on one simulated card after the other: until kerfd knows, until kerf release has given it back",
+		Rows: faultRows(), with: rig.Options{Leases: true}, run: runFault,
+	},
 }
 
 // Options of Run.
