@@ -143,6 +143,21 @@ func memoryCgroup(t *testing.T, limit int) (add func(pid int)) {
 	return nil
 }
 
+// mountCgroup2 mounts cgroup v2 where nothing is mounted, with limits of memory for the groups in it.
+func mountCgroup2(t *testing.T) {
+	t.Helper()
+	const dir = "/sys/fs/cgroup"
+	if _, err := os.Stat(dir + "/cgroup.controllers"); err != nil {
+		if err := unix.Mount("cgroup2", dir, "cgroup2", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+	}
+	if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+memory"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // victim starts a program to which something is to happen; on begin it goes on.
 func victim(t *testing.T, cmd *exec.Cmd) (begin func()) {
 	t.Helper()
