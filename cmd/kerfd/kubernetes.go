@@ -145,7 +145,7 @@ func (k *kubernetes) core() []part {
 		return nil
 	}
 	runtime := nic.NewRuntime(k.config.NICs.NRISocket, k.nics, k.report("nri"))
-	parts := []part{{"nic driver", k.wires.Run}, {"nri", runtime.Run}}
+	parts := []part{{"nic driver", k.wires.Run}, {"nri", runtime.Run}, {"nics", k.nics.Run}}
 	if k.config.NICs.StandIn {
 		parts = append(parts, part{"stand-ins", k.nics.keepStandIns})
 	}
