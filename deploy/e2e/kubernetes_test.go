@@ -76,6 +76,9 @@ var stages = []stage{
 		{"hook", testNICsTalk},
 		{"crash", testNICCrash},
 	}},
+	{"faults", []string{"monitor.mode=evict", "controller.evictions.mode=evict", "controller.evictions.settle=1s"}, 8, []scenario{
+		{"job-moves", testJobMoves},
+	}},
 	{"device-plugin", []string{"dra.enabled=false", "devicePlugin.enabled=true"}, 0, []scenario{
 		{"plugin", testDevicePlugin},
 		{"plugin-kubelet-restart", testDevicePluginKubeletRestart},
