@@ -8,14 +8,22 @@ import (
 	"io"
 	"net"
 	"net/http"
+
+	"github.com/kerf-gpu/kerf/internal/node"
 )
 
-// Health is what benches need of kerfd's own word on its devices, GPUs first, by their index.
+// Health is what benches need of what kerfd's monitor knows (schema kerf.health/v1): GPUs first, by their index.
 type Health struct {
 	Devices []struct {
-		ID     string `json:"id"`
-		Health string `json:"health"` // unknown, healthy, unhealthy
+		PCI    node.PCIAddress `json:"pci"`
+		Index  int             `json:"index"` // -1: no GPU
+		Name   string          `json:"name"`
+		Health string          `json:"health"` // unknown, healthy, unhealthy
+		Xids   map[int]int     `json:"xids"`   // by code
 	} `json:"devices"`
+	Sources []struct {
+		Lost uint64 `json:"lost"`
+	} `json:"sources"`
 }
 
 // Health asks kerfd by its socket: a process a question would be most of what is measured.
