@@ -32,6 +32,7 @@ require (
 	k8s.io/dynamic-resource-allocation v0.37.2 // the kubelet side of a DRA driver; its allocator is the oracle in tests
 	k8s.io/klog/v2 v2.140.0 // what client-go logs, in our log
 	k8s.io/kubelet v0.37.2 // kubelet's device plugin and pod resources protocols
+	sigs.k8s.io/sig-storage-lib-external-provisioner/v13 v13.1.0 // which claims are to have a volume, and whose volume is to go
 	sigs.k8s.io/yaml v1.6.0 // Kubernetes objects as YAML
 	tags.cncf.io/container-device-interface v1.1.1 // CDI specs: validation, names, injection
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // CDI specs as values
@@ -72,6 +73,8 @@ require (
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
 	github.com/knqyf263/go-plugin v0.9.0 // indirect
+	github.com/kubernetes-csi/csi-lib-utils v0.25.0 // indirect
+	github.com/miekg/dns v1.1.73 // indirect
 	github.com/moby/sys/devices v0.1.0 // indirect
 	github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd // indirect
 	github.com/modern-go/reflect2 v1.0.3-0.20250322232337-35a7c28c31ee // indirect
@@ -88,8 +91,8 @@ require (
 	github.com/tetratelabs/wazero v1.11.0 // indirect
 	github.com/x448/float16 v0.8.4 // indirect
 	go.etcd.io/etcd/client/pkg/v3 v3.7.0 // indirect
-	go.opentelemetry.io/otel v1.45.0 // indirect
-	go.opentelemetry.io/otel/trace v1.45.0 // indirect
+	go.opentelemetry.io/otel v1.46.0 // indirect
+	go.opentelemetry.io/otel/trace v1.46.0 // indirect
 	go.uber.org/mock v0.6.0 // indirect
 	go.uber.org/multierr v1.11.0 // indirect
 	go.uber.org/zap v1.27.1 // indirect
