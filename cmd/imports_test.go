@@ -47,6 +47,7 @@ var rules = []rule{
 	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "cni", "csi", "deviceplugin", "dra-driver", "hook", "monitor"}, []string{"*"}},
 	{"csi", adapter, []string{"github.com/container-storage-interface/spec", "github.com/prometheus/client_golang", "golang.org/x/sys", "google.golang.org/", "k8s.io/", "sigs.k8s.io/"}},
 	{"csi/mount", nil, []string{"golang.org/x/sys"}},
+	{"csi/pool", []string{"internal/node", "internal/durable"}, []string{"golang.org/x/sys"}},
 	{"cni/topo", []string{"internal/node"}, nil},
 	{"monitor", adapter, []string{"github.com/prometheus/client_golang", "golang.org/x/sys"}},
 	{"monitor/xid", []string{"internal/node"}, nil},

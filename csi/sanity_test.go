@@ -11,6 +11,7 @@ import (
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
 	"google.golang.org/grpc"
 
+	"github.com/kerf-gpu/kerf/csi/pool"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -20,7 +21,16 @@ var backEnds = []struct {
 	open   func(t *testing.T, dir string) Pool
 	params map[string]string
 }{
-	{"fake", func(_ *testing.T, dir string) Pool { return Pool{Name: "fake", Kind: "fake", Backend: newFakePool(dir)} }, nil},
+	{"fake", func(_ *testing.T, dir string) Pool {
+		return Pool{Name: "fake", Kind: "fake", Backend: newFakePool(dir)}
+	}, nil},
+	{"dir", func(t *testing.T, dir string) Pool {
+		b, err := pool.OpenDirectory(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Pool{Name: "dir", Kind: "dir", Backend: b}
+	}, nil},
 }
 
 // needRoot skips where mounts cannot be made.
@@ -66,11 +76,11 @@ func sanityOf(t *testing.T, name string) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
-		pool := filepath.Join(dir, "pool")
-		if err := os.Mkdir(pool, 0o755); err != nil {
+		place := filepath.Join(dir, "pool")
+		if err := os.Mkdir(place, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		d := openDriver(t, dir, b.open(t, pool))
+		d := openDriver(t, dir, b.open(t, place))
 		p := serve(t, dir, d)
 		c := sanity.NewTestConfig()
 		c.Address = "unix:" + p.Socket()
