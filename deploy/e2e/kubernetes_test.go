@@ -76,6 +76,14 @@ var stages = []stage{
 		{"hook", testNICsTalk},
 		{"crash", testNICCrash},
 	}},
+	{"storage", []string{"storage.enabled=true", "storage.pools[0].name=scratch", "storage.pools[0].path=/var/lib/kerf/scratch", "storage.pools[0].enforce=none"}, 8, []scenario{
+		{"install", testInstall},
+		{"claim", testScratchClaim},
+		{"inline", testScratchInline},
+		{"bad", testBadScratch},
+		{"crash", testScratchCrash},
+		{"example", testScratchExample},
+	}},
 	{"device-plugin", []string{"dra.enabled=false", "devicePlugin.enabled=true"}, 0, []scenario{
 		{"plugin", testDevicePlugin},
 		{"plugin-kubelet-restart", testDevicePluginKubeletRestart},
