@@ -166,6 +166,9 @@ func (d *Driver) publish(ctx context.Context, v Volume, p publishing) error {
 			return status.Errorf(codes.FailedPrecondition, "volume %s is for one pod (%s), and is published at %s; end that pod", v.ID, single, other.Path)
 		}
 	}
+	if err := d.kubelet.Reach(p.target.Path); err != nil {
+		return status.Errorf(codes.Internal, "publish volume %s: %v", v.ID, err)
+	}
 	if err := d.targets.put(p.target); err != nil {
 		return status.Errorf(codes.Internal, "target %s: %v", p.target.Path, err)
 	}

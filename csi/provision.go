@@ -15,7 +15,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
@@ -39,6 +42,7 @@ type Claims struct {
 	volumes cache.SharedIndexInformer
 	classes cache.SharedIndexInformer
 	resizes workqueue.TypedRateLimitingInterface[string]
+	events  record.EventRecorder
 }
 
 // retries are short at first: a pod waits for its volume.
@@ -67,6 +71,10 @@ func (c *Claims) Run(ctx context.Context) error {
 		controller.FailedProvisionThreshold(0), controller.FailedDeleteThreshold(0), // for ever
 		controller.ClaimsInformer(c.claims), controller.VolumesInformer(c.volumes), controller.ClassesInformer(c.classes),
 		controller.MetricsPort(0))
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	defer broadcaster.Shutdown()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
+	c.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: DriverName, Host: c.driver.config.NodeName})
 	if err := c.watchSizes(); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,11 +42,19 @@ func (c *Claims) resize(ctx context.Context) {
 		}
 		if err := c.grow(ctx, key); err != nil {
 			c.report(fmt.Errorf("grow the volume of claim %s: %w", key, err))
+			c.complain(key, err)
 			c.resizes.AddRateLimited(key)
 		} else {
 			c.resizes.Forget(key)
 		}
 		c.resizes.Done(key)
+	}
+}
+
+// complain tells the claim's owner why it does not grow.
+func (c *Claims) complain(key string, err error) {
+	if object, ok, _ := c.claims.GetStore().GetByKey(key); ok {
+		c.events.Event(object.(*corev1.PersistentVolumeClaim), corev1.EventTypeWarning, "VolumeResizeFailed", status.Convert(err).Message())
 	}
 }
 

@@ -69,6 +69,15 @@ func (r Root) parent(target string) (*os.File, string, error) {
 	return os.NewFile(uintptr(fd), filepath.Dir(target)), name, nil
 }
 
+// Reach says whether the directory that a target is in can be reached without a symbolic link.
+func (r Root) Reach(target string) error {
+	parent, _, err := r.parent(target)
+	if err != nil {
+		return err
+	}
+	return parent.Close()
+}
+
 func openat2(dir int, path string, flags uint64) (int, error) {
 	for {
 		fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: beneath})

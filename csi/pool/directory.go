@@ -114,6 +114,15 @@ func (d *Directory) Usage(_ context.Context, id string) (Usage, error) {
 	return Usage{}, err
 }
 
+// Expand implements Expander: a volume without a limit has room for any size.
+func (d *Directory) Expand(_ context.Context, id string, _ node.Bytes) error {
+	if err := check(id); err != nil {
+		return err
+	}
+	_, err := d.root.Lstat(filepath.Join(volumesDir, id))
+	return err
+}
+
 // List implements Backend.
 func (d *Directory) List(context.Context) (ids []string, err error) {
 	for _, dir := range []string{volumesDir, goneDir} {
