@@ -53,7 +53,7 @@ var rules = []rule{
 	{"monitor/xid", []string{"internal/node"}, nil},
 	{"monitor/doctor", []string{"internal/node"}, nil},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests
-	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver", "cni/call"}, []string{"golang.org/x/sys", "github.com/vishvananda/netlink", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
+	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver", "cni/call", "csi"}, []string{"github.com/container-storage-interface/spec", "golang.org/x/sys", "github.com/vishvananda/netlink", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
 }
 
 // adapter is what an adapter may import of Kerf: values and vgpu, never the hardware, never another adapter.

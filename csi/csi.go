@@ -72,7 +72,7 @@ type Driver struct {
 
 // New reads the records and the mount table, and finishes or undoes what an earlier process began. The error says which records
 // are damaged; the driver is usable without them.
-func New(ctx context.Context, c Config) (d *Driver, damaged error, err error) { //nolint:staticcheck // the second error is of start-up
+func New(ctx context.Context, c Config) (d *Driver, damaged error, err error) {
 	if len(c.Pools) == 0 {
 		return nil, nil, errors.New("csi: no pool; name one in the section storage of kerfd's configuration")
 	}
