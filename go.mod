@@ -9,6 +9,7 @@ require (
 	github.com/NVIDIA/nvidia-container-toolkit v1.20.1 // nvcdi: which files and devices of a host make up its NVIDIA driver
 	github.com/container-storage-interface/spec v1.13.0 // the CSI protocol
 	github.com/containerd/nri v0.12.3 // when the container runtime makes a pod's network, and takes it away
+	github.com/containerd/ttrpc v1.2.7 // tests: a container runtime that registers NRI plugins and goes no further
 	github.com/containernetworking/cni v1.3.1 // CNI's types, its results' versions, and calls of IPAM plugins
 	github.com/fsnotify/fsnotify v1.9.0 // kubelet's sockets: that one was made again, or removed
 	github.com/google/cel-go v0.29.2 // tests: our DeviceClasses' and policies' expressions, compiled
@@ -47,7 +48,6 @@ require (
 	github.com/blang/semver/v4 v4.0.0 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/containerd/log v0.1.0 // indirect
-	github.com/containerd/ttrpc v1.2.7 // indirect
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
 	github.com/emicklei/go-restful/v3 v3.13.0 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.3 // indirect

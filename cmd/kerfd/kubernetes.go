@@ -153,7 +153,7 @@ func (k *kubernetes) core() []part {
 		return volumes
 	}
 	runtime := nic.NewRuntime(k.config.NICs.NRISocket, k.nics, k.report("nri"))
-	parts := []part{{"nic driver", k.wires.Run}, {"nri", runtime.Run}}
+	parts := []part{{"nic driver", k.wires.Run}, {"nri", runtime.Run}, {"nics", k.nics.Run}}
 	if k.config.NICs.StandIn {
 		parts = append(parts, part{"stand-ins", k.nics.keepStandIns})
 	}

@@ -36,6 +36,8 @@ type nics struct {
 	store  *durable.Store[nicClaim]
 	claims map[string]nicClaim // by UID
 
+	unavailable map[string]string // as reconcile saw it last
+
 	uplinks []string // by name, as of the last look that succeeded; nil: there was none
 }
 
@@ -127,7 +129,16 @@ func (n *nics) Devices() []nic.Device {
 		n.log.Warn("no NIC is published: it cannot be told which carries the node's own network", "error", err)
 		return nil
 	}
-	return publishable(n.containers.hardware.Node(), n.config, n.uplinks)
+	devices := publishable(n.containers.hardware.Node(), n.config, n.uplinks)
+	records, damaged, err := n.engine.List()
+	if err != nil {
+		n.log.Warn("it cannot be told which NICs others have", "error", err)
+	}
+	why := unavailable(records, damaged)
+	for i, d := range devices {
+		devices[i].Fault = why[n.device(d)]
+	}
+	return devices
 }
 
 // linksInUse are those that the node itself uses, by name: its default routes go over them, they have addresses, or are in a bond or bridge.
@@ -161,8 +172,12 @@ func (n *nics) attachedFile(uid string) string {
 }
 
 // Hold implements nic.NICs.
-func (n *nics) Hold(_ context.Context, owner ledger.Owner, pod string, asks []nic.Ask) ([]nic.Held, error) {
-	defer n.perClaim.lock(owner.UID)()
+func (n *nics) Hold(ctx context.Context, owner ledger.Owner, pod string, asks []nic.Ask) ([]nic.Held, error) {
+	unlock, err := n.perClaim.lockWithin(ctx, owner.UID)
+	if err != nil {
+		return nil, fmt.Errorf("claim %s: %w", owner, err)
+	}
+	defer unlock()
 	claim := nicClaim{Owner: owner, Pod: pod}
 	for _, ask := range asks {
 		claim.NICs = append(claim.NICs, heldNIC{Name: ask.Name, Spec: n.spec(owner, pod, ask), Nodes: n.nodes(ask)})
@@ -300,7 +315,7 @@ func (n *nics) mac(s cni.Spec) string {
 
 // Drop implements nic.NICs.
 func (n *nics) Drop(ctx context.Context, uid string) error {
-	return n.locked(uid, func(claim nicClaim) error { return n.drop(ctx, claim) })
+	return n.locked(ctx, uid, func(claim nicClaim) error { return n.drop(ctx, claim) })
 }
 
 // drop ends a claim. Its lock is held.
@@ -324,8 +339,12 @@ func (n *nics) drop(ctx context.Context, claim nicClaim) error {
 }
 
 // locked does something with a claim, if there is one, under its lock.
-func (n *nics) locked(uid string, do func(nicClaim) error) error {
-	defer n.perClaim.lock(uid)()
+func (n *nics) locked(ctx context.Context, uid string, do func(nicClaim) error) error {
+	unlock, err := n.perClaim.lockWithin(ctx, uid)
+	if err != nil {
+		return fmt.Errorf("claim %w", err)
+	}
+	defer unlock()
 	claim, ok := n.claim(uid)
 	if !ok {
 		return nil

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/kerf-gpu/kerf/cni"
 	"github.com/kerf-gpu/kerf/hook"
@@ -67,15 +69,21 @@ func (n *nics) lasting(ask hook.AttachAsk) string {
 	return fmt.Sprintf("/proc/%d/ns/net", ask.PID)
 }
 
+// undoWithin bounds what is taken back of an attach that failed: the container runtime waits. What is left comes home with the namespace, or
+// when the claim is given back.
+const undoWithin = 700 * time.Millisecond
+
 // attach moves a claim's NICs into a network namespace: all, or none. After an error the pod fails, and is made again in another one.
 func (n *nics) attach(ctx context.Context, uid, netns string) error {
-	return n.locked(uid, func(c nicClaim) error {
+	return n.locked(ctx, uid, func(c nicClaim) error {
 		inode, err := podNetns(netns)
 		if err != nil {
 			return fmt.Errorf("claim %s: %w", c.Owner, err)
 		}
 		if err := n.move(ctx, c, netns, inode); err != nil {
-			return errors.Join(err, n.detach(context.WithoutCancel(ctx), c))
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
+			defer cancel()
+			return errors.Join(err, n.detach(undo, c))
 		}
 		return nil
 	})
@@ -116,7 +124,7 @@ func podNetns(path string) (uint64, error) {
 func (n *nics) Detach(ctx context.Context, pod string) error {
 	var errs []error
 	for _, c := range n.ofPod(pod) {
-		errs = append(errs, n.locked(c.Owner.UID, func(c nicClaim) error { return n.detach(ctx, c) }))
+		errs = append(errs, n.locked(ctx, c.Owner.UID, func(c nicClaim) error { return n.detach(ctx, c) }))
 	}
 	return errors.Join(errs...)
 }
@@ -139,7 +147,7 @@ func (n *nics) detach(ctx context.Context, c nicClaim) error {
 func (n *nics) Running(ctx context.Context, netns map[string]string) error {
 	var errs []error
 	for _, owner := range n.Owners() {
-		errs = append(errs, n.locked(owner.UID, func(c nicClaim) error {
+		errs = append(errs, n.locked(ctx, owner.UID, func(c nicClaim) error {
 			path, runs := netns[c.Pod]
 			switch {
 			case !runs:
@@ -154,14 +162,55 @@ func (n *nics) Running(ctx context.Context, netns map[string]string) error {
 			return n.move(ctx, c, path, inode)
 		}))
 	}
+	return errors.Join(append(errs, n.reconcile(ctx))...)
+}
+
+// Run takes back what no claim has, now and every so often: a record may have been lost, and not every container runtime says what runs.
+func (n *nics) Run(ctx context.Context) error {
+	tick := time.NewTicker(reconcileEvery)
+	defer tick.Stop()
+	for said := ""; ; {
+		switch err := n.reconcile(ctx); {
+		case err == nil || ctx.Err() != nil:
+			said = ""
+		case err.Error() != said:
+			said = err.Error()
+			n.log.Warn("take back NICs that no claim has", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+const reconcileEvery = time.Minute
+
+// tell has the devices published anew when others may be had than before.
+func (n *nics) tell(why map[string]string) {
+	n.mu.Lock()
+	changed := !maps.Equal(n.unavailable, why)
+	n.unavailable = why
+	n.mu.Unlock()
+	if changed {
+		n.containers.hardware.changed.tell()
+	}
+}
+
+func (n *nics) reconcile(ctx context.Context) error {
 	report, err := n.engine.Reconcile(ctx, n.stands)
 	if len(report.Returned) > 0 {
 		n.log.Info("NICs were taken back whose pods are gone", "nics", report.Returned)
 	}
+	errs := []error{err}
+	if records, damaged, err := n.engine.List(); err == nil {
+		n.tell(unavailable(records, damaged))
+	}
 	for _, failed := range report.Failed {
 		errs = append(errs, errors.New(failed))
 	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(errs...)
 }
 
 // stands says whether an attachment has an owner still. Those of kerf-cni are the container runtime's to end.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/kerf-gpu/kerf/cni"
 	"github.com/kerf-gpu/kerf/cni/topo"
 	"github.com/kerf-gpu/kerf/dra-driver/nic"
 	"github.com/kerf-gpu/kerf/internal/node"
@@ -54,6 +56,23 @@ func publishable(n node.Node, c NICsConfig, uplinks []string) (devices []nic.Dev
 		}
 	}
 	return devices
+}
+
+// unavailable is why no new pod should get a device, by what the engine finds it by. It is pure.
+func unavailable(records []cni.Record, damaged []string) map[string]string {
+	why := make(map[string]string)
+	for _, r := range records {
+		switch id := r.Device.ID(); {
+		case r.Phase == cni.Dirty || r.Phase == cni.Stranded:
+			why[id] = r.Note
+		case r.Phase == cni.Attached && r.Spec.Owner.Network != claimNetwork:
+			why[id] = fmt.Sprintf("network %s has it in pod %s", r.Spec.Owner.Network, cmp.Or(r.Spec.Owner.Pod, r.Spec.Owner.ContainerID))
+		}
+	}
+	for _, id := range damaged {
+		why[id] = "the record of who has it is damaged"
+	}
+	return why
 }
 
 func carries(uplinks, links []string) bool {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kerf-gpu/kerf/cni"
+	"github.com/kerf-gpu/kerf/cni/link"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -58,6 +60,30 @@ func TestPublishable(t *testing.T) {
 		if diff := cmp.Diff(tt.want, strings.Join(got, " ")); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	record := func(device uint8, phase cni.Phase, network, note string) cni.Record {
+		return cni.Record{Device: link.Device{PCI: pci(0x11, device)}, Phase: phase, Note: note,
+			Spec: cni.Spec{Owner: cni.Owner{Key: cni.Key{ContainerID: "sandbox"}, Network: network, Pod: "ns/pod"}}}
+	}
+	got := unavailable([]cni.Record{
+		record(1, cni.Attached, claimNetwork, ""),
+		record(2, cni.Attached, "sriov", ""),
+		record(3, cni.Dirty, claimNetwork, "its PF would not take back trust"),
+		record(4, cni.Stranded, "sriov", "its link is nowhere"),
+		record(5, cni.Attaching, "sriov", ""), // it takes milliseconds
+		record(6, cni.Detaching, claimNetwork, ""),
+	}, []string{"0000:11:07.0"})
+	want := map[string]string{
+		"0000:11:02.0": "network sriov has it in pod ns/pod",
+		"0000:11:03.0": "its PF would not take back trust",
+		"0000:11:04.0": "its link is nowhere",
+		"0000:11:07.0": "the record of who has it is damaged",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -159,30 +159,48 @@ type keyedLocks struct {
 }
 
 type keyedLock struct {
-	sync.Mutex
-	users int // who has it or waits
+	held  chan struct{} // full: somebody has it
+	users int           // who has it or waits
 }
 
+// lock waits for as long as it takes.
 func (l *keyedLocks) lock(key string) (unlock func()) {
+	unlock, _ = l.lockWithin(context.Background(), key)
+	return unlock
+}
+
+// lockWithin gives up when ctx ends.
+func (l *keyedLocks) lockWithin(ctx context.Context, key string) (unlock func(), err error) {
+	k := l.enter(key)
+	select {
+	case k.held <- struct{}{}:
+		return func() { <-k.held; l.leave(key, k) }, nil
+	case <-ctx.Done():
+		l.leave(key, k)
+		return nil, fmt.Errorf("%s is being worked on: %w", key, ctx.Err())
+	}
+}
+
+func (l *keyedLocks) enter(key string) *keyedLock {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.locks == nil {
 		l.locks = make(map[string]*keyedLock)
 	}
 	k := l.locks[key]
 	if k == nil {
-		k = &keyedLock{}
+		k = &keyedLock{held: make(chan struct{}, 1)}
 		l.locks[key] = k
 	}
 	k.users++
-	l.mu.Unlock()
-	k.Lock()
-	return func() {
-		k.Unlock()
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if k.users--; k.users == 0 {
-			delete(l.locks, key)
-		}
+	return k
+}
+
+func (l *keyedLocks) leave(key string, k *keyedLock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k.users--; k.users == 0 {
+		delete(l.locks, key)
 	}
 }
 
