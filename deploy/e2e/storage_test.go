@@ -135,6 +135,9 @@ func testScratchClaim(s *scene) {
 		}
 		return ""
 	})
+	if time.Since(began) > 3*time.Second {
+		s.Logf("that took long; kerfd's log: %s", s.kerfdLog())
+	}
 	s.measured("claim to bound %.2f s, grown in %.2f s", bound.Seconds(), time.Since(began).Seconds())
 	s.delete("first")
 	s.gone("first")
