@@ -7,9 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kerf-gpu/kerf/internal/node"
 )
@@ -21,12 +18,6 @@ type Directory struct {
 	path string
 	root *os.Root
 }
-
-// The directories of a pool.
-const (
-	volumesDir = "volumes"
-	goneDir    = "gone"
-)
 
 // OpenDirectory takes a directory, which is made if need be, for a pool.
 func OpenDirectory(path string) (*Directory, error) {
@@ -40,13 +31,6 @@ func OpenDirectory(path string) (*Directory, error) {
 		return nil, fmt.Errorf("open pool %s: %w", path, err)
 	}
 	return &Directory{path, root}, nil
-}
-
-func check(id string) error {
-	if id == "" || strings.ContainsAny(id, "/\x00") || strings.HasPrefix(id, ".") {
-		return fmt.Errorf("volume id %q: not a file name", id)
-	}
-	return nil
 }
 
 // Create implements Backend.
@@ -139,10 +123,5 @@ func (d *Directory) List(context.Context) (ids []string, err error) {
 
 // Capacity implements Backend.
 func (d *Directory) Capacity(context.Context) (Capacity, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(d.path, &st); err != nil {
-		return Capacity{}, fmt.Errorf("statfs %s: %w", d.path, err)
-	}
-	free := node.Bytes(st.Bavail) * node.Bytes(st.Bsize)
-	return Capacity{Total: node.Bytes(st.Blocks) * node.Bytes(st.Bsize), Free: free, Largest: free}, nil
+	return capacity(d.path)
 }
