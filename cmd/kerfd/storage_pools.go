@@ -8,17 +8,14 @@ import (
 	"github.com/kerf-gpu/kerf/csi/pool"
 )
 
-// openPool opens a place with the back end that its configuration names.
-func openPool(_ context.Context, p PoolConfig) (csi.Pool, error) {
-	switch {
-	case p.Path == "" || p.Backend != "" && p.Backend != "dir":
-		return csi.Pool{}, fmt.Errorf("pool %s: backend %q is not in this release; use a path and backend dir", p.Name, p.Backend)
-	case p.Enforce != enforceNone:
-		return csi.Pool{}, fmt.Errorf("pool %s: back end dir holds no volume to its size; set enforce: none if that will do", p.Name)
+// openPool opens a place with the back end that its configuration names, or the best that works there.
+func openPool(ctx context.Context, p PoolConfig) (csi.Pool, error) {
+	if p.Path == "" {
+		return csi.Pool{}, fmt.Errorf("pool %s: devices and volume groups are not in this release; make a file system and give its path", p.Name)
 	}
-	backend, err := pool.OpenDirectory(p.Path)
+	opened, err := pool.Open(ctx, pool.Config{Name: p.Name, Path: p.Path, Backend: p.Backend, Unlimited: p.Enforce == enforceNone})
 	if err != nil {
 		return csi.Pool{}, err
 	}
-	return csi.Pool{Name: p.Name, Kind: "dir", Backend: backend, Watermark: p.Watermark}, nil
+	return csi.Pool{Name: p.Name, Kind: opened.Report.Kind, Backend: opened.Backend, Watermark: p.Watermark}, nil
 }

@@ -35,29 +35,29 @@ const (
 
 type (
 	btrfsName struct {
-		fd   int64
+		_    int64
 		name [4088]byte
 	}
 	btrfsNameV2 struct {
-		fd             int64
-		transid, flags uint64
-		unused         [4]uint64
-		name           [4040]byte
+		fd   int64
+		_    [6]uint64 // transid, flags, unused
+		name [4040]byte
 	}
 	btrfsLookup struct {
 		tree, object uint64
-		name         [4080]byte
+		_            [4080]byte
 	}
 	btrfsInfo struct {
-		maxID, devices uint64
-		fsid           [16]byte
-		rest           [1024 - 32]byte
+		_    [2]uint64
+		fsid [16]byte
+		_    [1024 - 32]byte
 	}
-	btrfsQuota  struct{ command, status uint64 }
+	btrfsQuota  struct{ command, _ uint64 }
 	btrfsAssign struct{ assign, from, to uint64 }
 	btrfsGroup  struct{ create, id uint64 }
 	btrfsLimit  struct {
-		id, flags, referenced, exclusive, reservedReferenced, reservedExclusive uint64
+		id, flags, referenced uint64
+		_                     [3]uint64
 	}
 )
 
@@ -120,13 +120,18 @@ func (b *Btrfs) Create(_ context.Context, id string, s Spec) error {
 	}, b.remove)
 }
 
-// limit is of the qgroup that holds the subvolume, which is made if need be.
+// limit is of the qgroup that holds the subvolume, which is made if need be. It is asked of the pool's directory: a full subvolume has no
+// room for the change itself.
 func (b *Btrfs) limit(path string, size node.Bytes) error {
-	return within(path, os.O_RDONLY, func(f *os.File) error {
-		group, err := b.group(f)
-		if err != nil {
-			return err
-		}
+	var group uint64
+	err := within(path, os.O_RDONLY, func(f *os.File) (err error) {
+		group, err = b.group(f)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return within(b.path, os.O_RDONLY, func(f *os.File) error {
 		if b.simple {
 			if err := ioctl(f, btrfsQgroupCreate, &btrfsGroup{1, group}); err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("create qgroup: %w", err)

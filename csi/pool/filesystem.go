@@ -14,10 +14,10 @@ import (
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
-// makers are the programs that make a file system. None of them may discard: that would give back what was set aside.
+// makers are the programs that make a file system. Blocks are as large as a loop device's sectors. None of them may discard: that would give back what was set aside.
 var makers = map[string][]string{
-	"ext4":  {"mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"},
-	"xfs":   {"mkfs.xfs", "-q", "-f", "-K"},
+	"ext4":  {"mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"},
+	"xfs":   {"mkfs.xfs", "-q", "-f", "-K", "-s", "size=4096"},
 	"btrfs": {"mkfs.btrfs", "-q", "-f", "-K"},
 }
 
@@ -109,8 +109,7 @@ const (
 type (
 	geometry struct {
 		blockSize, _, _, _, _, _, _, maxInodes uint32 // the last in percent
-		blocks                                 uint64
-		_                                      [9]uint64
+		_                                      [10]uint64
 	}
 	xfsGrowth struct {
 		blocks    uint64
@@ -133,7 +132,11 @@ func growFilesystem(target, filesystem string) error {
 				return err
 			}
 			blocks := size / uint64(st.Bsize)
-			return ioctl(f, ext4Resize, &blocks)
+			err := ioctl(f, ext4Resize, &blocks)
+			if errors.Is(err, unix.EPERM) {
+				return fmt.Errorf("ext4 grows while it is mounted for a process with CAP_SYS_RESOURCE alone; give kerfd that, or use xfs: %w", err)
+			}
+			return err
 		case "xfs":
 			var g geometry
 			if err := ioctl(f, xfsGeometry, &g); err != nil {
