@@ -14,6 +14,7 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
 	"github.com/kerf-gpu/kerf/csi"
+	"github.com/kerf-gpu/kerf/csi/pool"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -119,39 +120,46 @@ type storage struct {
 	config StorageConfig
 	driver *csi.Driver
 	plugin *csi.Plugin
+	pools  []*pool.Pool
 	claims *csi.Claims // nil with external sidecars
 }
 
 // newStorage opens the pools and takes up what an earlier kerfd left.
-func (k *kubernetes) newStorage(c Config, metrics prometheus.Registerer) (*storage, error) {
+func (k *kubernetes) newStorage(c Config, metrics prometheus.Registerer) (_ *storage, err error) {
 	if !c.Storage.Enabled {
 		return nil, nil //nolint:nilnil // no volumes here
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	report := k.report("storage")
+	s := &storage{config: c.Storage}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
 	var pools []csi.Pool
 	for _, p := range c.Storage.Pools {
-		opened, err := openPool(ctx, p)
+		of, opened, err := openPool(ctx, p)
 		if err != nil {
 			return nil, err
 		}
-		k.log.Info("pool", "name", opened.Name, "backend", opened.Kind)
-		pools = append(pools, opened)
+		k.log.Info("pool", "name", p.Name, "report", opened.Report.String())
+		pools, s.pools = append(pools, of), append(s.pools, opened)
 	}
-	driver, damaged, err := csi.New(ctx, csi.Config{NodeName: c.Kubernetes.NodeName, Version: version.Version, KubeletDir: c.Kubernetes.KubeletDir,
+	var damaged error
+	s.driver, damaged, err = csi.New(ctx, csi.Config{NodeName: c.Kubernetes.NodeName, Version: version.Version, KubeletDir: c.Kubernetes.KubeletDir,
 		StateDir: filepath.Join(c.StateDir, "csi"), RunDir: filepath.Join(c.RunDir, "csi"), Pools: pools, Now: time.Now})
 	if err != nil {
 		return nil, err
 	}
 	report(damaged)
 	calls := csi.NewCallTimes(csi.DriverName)
-	s := &storage{config: c.Storage, driver: driver,
-		plugin: &csi.Plugin{Name: csi.DriverName, KubeletDir: c.Kubernetes.KubeletDir, Services: driver.Register, Report: report, Latency: calls}}
+	s.plugin = &csi.Plugin{Name: csi.DriverName, KubeletDir: c.Kubernetes.KubeletDir, Services: s.driver.Register, Report: report, Latency: calls}
 	if c.Storage.Provisioner == provisionerInternal {
-		s.claims = csi.NewClaims(driver, k.client, c.Storage.Namespace, report)
+		s.claims = csi.NewClaims(s.driver, k.client, c.Storage.Namespace, report)
 	}
-	metrics.MustRegister(append(calls.Collectors(), driver.Collector())...)
+	metrics.MustRegister(append(calls.Collectors(), s.driver.Collector())...)
 	return s, nil
 }
 
@@ -170,7 +178,14 @@ func (s *storage) close() error {
 	if s == nil {
 		return nil
 	}
-	return s.driver.Close()
+	var errs []error
+	if s.driver != nil {
+		errs = append(errs, s.driver.Close())
+	}
+	for _, p := range s.pools {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (s *storage) ready() error {

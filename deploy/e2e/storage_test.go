@@ -49,7 +49,8 @@ func ofClaim(name string) corev1.VolumeSource {
 }
 
 func inline(attributes map[string]string) corev1.VolumeSource {
-	return corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: scratchDriver, VolumeAttributes: attributes}}
+	ext4 := "ext4" // the others have a least size that is more than is wanted here
+	return corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: scratchDriver, FSType: &ext4, VolumeAttributes: attributes}}
 }
 
 func stays() []string { return []string{"/bin/sh", "-c", "sleep 100000"} }
@@ -93,7 +94,8 @@ func (s *scene) noVolumes() {
 }
 
 func (n node) volumes() (left []string) {
-	for _, dir := range []string{"/var/lib/kerf/csi/volumes", "/run/kerf/csi/targets", "/var/lib/kerf/scratch/volumes", "/var/lib/kerf/scratch/gone"} {
+	for _, dir := range []string{"/var/lib/kerf/csi/volumes", "/run/kerf/csi/targets", "/var/lib/kerf/scratch/volumes", "/var/lib/kerf/scratch/gone", "/var/lib/kerf/scratch/new",
+		"/var/lib/kerf/scratch/mnt"} {
 		for _, name := range names(n.path(dir)) {
 			if name != ".lock" {
 				left = append(left, filepath.Join(dir, name))
@@ -105,7 +107,7 @@ func (n node) volumes() (left []string) {
 		return append(left, err.Error())
 	}
 	for line := range strings.Lines(string(table)) {
-		if strings.Contains(line, "kubernetes.io~csi") || strings.Contains(line, "kubernetes.io/csi/volumeDevices") {
+		if strings.Contains(line, "kubernetes.io~csi") || strings.Contains(line, "kubernetes.io/csi/volumeDevices") || strings.Contains(line, "/scratch/mnt/") {
 			left = append(left, "mount "+strings.Fields(line)[4])
 		}
 	}
@@ -149,6 +151,51 @@ func testScratchClaim(s *scene) {
 	s.delete("second")
 	s.gone("second")
 	s.released("data")
+	s.noVolumes()
+}
+
+// testScratchFull: a volume is held to its size, and its neighbour does not feel that.
+func testScratchFull(s *scene) {
+	for _, name := range []string{"full", "beside"} {
+		s.claimVolume(name, "scratch", "64Mi")
+		s.create(newPod(name, stays(), mounts("data", ofClaim(name))))
+	}
+	for _, name := range []string{"full", "beside"} {
+		s.running(name)
+	}
+	out, err := s.inPod("full", "dd if=/dev/zero of=/data/big bs=1M count=200 2>&1; stat -c %s /data/big")
+	if err != nil || !strings.Contains(out, "No space left on device") {
+		s.Errorf("200 MiB into 64Mi: %q, %v; want no space left", out, err)
+	}
+	lines := strings.Fields(out)
+	s.measured("64Mi took %s bytes", lines[len(lines)-1])
+	if out, err := s.inPod("beside", "dd if=/dev/zero of=/data/some bs=1M count=32 2>&1 && sync /data/some"); err != nil {
+		s.Errorf("32 MiB into its neighbour: %q, %v", out, err)
+	}
+	for _, name := range []string{"full", "beside"} {
+		s.delete(name)
+		s.gone(name)
+		s.released(name)
+	}
+	s.noVolumes()
+}
+
+// testScratchBlock: a pod has a device of its own.
+func testScratchBlock(s *scene) {
+	block := corev1.PersistentVolumeBlock
+	s.claimVolume("device", "scratch", "32Mi", func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeMode = &block })
+	s.create(newPod("device", stays(), func(p *corev1.Pod) {
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "device", VolumeSource: ofClaim("device")})
+		p.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{Name: "device", DevicePath: "/dev/scratch"}}
+	}))
+	s.running("device")
+	out, err := s.inPod("device", "printf written | dd of=/dev/scratch conv=fsync 2>/dev/null; dd if=/dev/scratch bs=7 count=1 2>/dev/null; echo; dd if=/dev/zero of=/dev/scratch bs=1M 2>&1 | grep -c 'No space left'; dd if=/dev/scratch of=/dev/null bs=1M 2>&1 | grep '^32'")
+	if err != nil || !strings.HasPrefix(out, "written\n1\n32+0 records") {
+		s.Errorf("the device: %q, %v; want what was written, and 32 MiB", out, err)
+	}
+	s.delete("device")
+	s.gone("device")
+	s.released("device")
 	s.noVolumes()
 }
 
