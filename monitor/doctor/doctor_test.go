@@ -104,6 +104,7 @@ func TestJudgements(t *testing.T) {
 		{"monitor.sources", Info, "7 records", func(f *Facts) { f.Sources[0].Lost = 7 }},
 		{"monitor.sources", Warn, "x.corrupt", func(f *Facts) { f.SetAside = []string{"x.corrupt"} }},
 		{"monitor.probes", Info, "off: oom: tracefs is not mounted", func(f *Facts) { f.Probes[0] = Probe{Name: "oom", Reason: "tracefs is not mounted"} }},
+		{"monitor.probes", Pass, "0 of 1 probes are on", func(f *Facts) { f.Probes[0] = Probe{Name: "oom", Reason: switchedOff} }},
 		{"monitor.probes", Warn, "oom lost 3 of 5", func(f *Facts) { f.Probes[0].Lost, f.Probes[0].Hits = 3, 5 }},
 		{"monitor.probes", Skip, "monitor.enabled", func(f *Facts) { f.MonitorOff = true }},
 		{"kernel.features", Info, "no BTF", func(f *Facts) { f.Lacking = []string{"no BTF"} }},
