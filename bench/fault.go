@@ -15,8 +15,8 @@ const knownWithin = 50 * millisecond
 
 // The rows of fault. The baseline is the injection alone: until the simulated driver's line is in the kernel log and its event is raised.
 var (
-	faultKnownRow = Row{"KF-1100", "Xid 79 injected: until kerfd says that the card is unhealthy; baseline: the injection alone", "ns", Absolute, nil, bound(knownWithin)}
-	faultClearRow = Row{"KF-1101", "  until kerf release has given it back; baseline: the same", "ns", Absolute, nil, nil}
+	faultKnownRow = Row{"KF-1300", "Xid 79 injected: until kerfd says that the card is unhealthy; baseline: the injection alone", "ns", Absolute, nil, bound(knownWithin)}
+	faultClearRow = Row{"KF-1301", "  until kerf release has given it back; baseline: the same", "ns", Absolute, nil, nil}
 )
 
 func faultRows() []Row { return []Row{faultKnownRow, faultClearRow} }

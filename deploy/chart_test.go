@@ -93,6 +93,8 @@ func TestValuesTaken(t *testing.T) {
 		{"device plugin only", "dra.enabled=false,devicePlugin.enabled=true,devicePlugin.memory=5Gi", []string{"memory: 5Gi", "/var/lib/kubelet/device-plugins"}, false},
 		{"other directories", "kubeletDir=/data/kubelet,cdiDir=/etc/cdi,hostDir=/opt/kerf,stateDir=/data/kerf", []string{"/data/kubelet/plugins_registry", "/etc/cdi", "/opt/kerf", "/data/kerf"}, true},
 		{"driver in a container", "driverRoot=/run/nvidia/driver", []string{"root: /driver-root", "/run/nvidia/driver"}, true},
+		{"storage", "simulate=h200x8,storage.enabled=true,storage.pools[0].name=scratch,storage.pools[0].path=/data/scratch,storage.pools[0].enforce=none,storage.classes.fast.pool=scratch",
+			[]string{"path: /data/scratch", "enforce: none", "/data/scratch\n", "/var/lib/kubelet\n"}, true},
 		{"no product classes", "productClasses.gpu-a100=null", nil, true},
 		{"labelled by hand", "nodeSelector.pool=gpu,controller.enabled=false,policies.ownSlices=false,policies.ownStatuses=false,policies.shareConfigs=false,policies.deviceTaintRules=false", nil, true},
 	} {

@@ -69,7 +69,7 @@ func (m MonitorConfig) validate() error {
 	case t.BusyPercent < 1 || t.BusyPercent > 100:
 		return fmt.Errorf("config: monitor.thresholds.busyPercent %d: outside 1 to 100", t.BusyPercent)
 	}
-	return nil
+	return m.Probes.validate()
 }
 
 // newMonitor builds the monitor of this node's devices; nil where it is switched off.

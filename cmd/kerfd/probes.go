@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/internal/node"
+	"github.com/kerf-gpu/kerf/internal/nvml"
 	"github.com/kerf-gpu/kerf/monitor"
 	"github.com/kerf-gpu/kerf/monitor/bpf"
 	"github.com/kerf-gpu/kerf/vgpu/arbiter"
@@ -25,18 +27,34 @@ import (
 type ProbesConfig struct {
 	Tracepoints *bool  `yaml:"tracepoints"` // OOM kills, crashes, errors of memory, PCIe and disks; the default
 	Tracefs     string `yaml:"tracefs"`     // where it is mounted
+	// Calls counts launches of and waits for GPUs by probes on the driver's library, which each call then takes a microsecond or 15 for.
+	Calls  bool    `yaml:"calls"`
+	NCCL   string  `yaml:"nccl"`   // file of a libnccl whose collectives are counted too
+	Budget float64 `yaml:"budget"` // of one CPU, above which calls are no longer probed; 0.005
 }
 
 func (p ProbesConfig) complete() ProbesConfig {
 	on := true
 	p.Tracepoints = cmp.Or(p.Tracepoints, &on)
 	p.Tracefs = cmp.Or(p.Tracefs, bpf.DefaultTracefs)
+	p.Budget = cmp.Or(p.Budget, 0.005)
 	return p
+}
+
+func (p ProbesConfig) validate() error {
+	switch {
+	case p.Budget < 0 || p.Budget > 1:
+		return fmt.Errorf("config: monitor.probes.budget %g: outside 0 to 1; it is a part of one CPU, such as 0.005", p.Budget)
+	case p.NCCL != "" && !p.Calls:
+		return errors.New("config: monitor.probes.nccl without calls: nothing would be counted; set calls: true, or leave nccl out")
+	}
+	return nil
 }
 
 // probes are the programs in the kernel, and whose processes they watch.
 type probes struct {
 	set     *bpf.Set
+	calls   *bpf.Calls
 	grants  *grants
 	monitor *monitor.Monitor
 	log     *slog.Logger
@@ -47,8 +65,9 @@ type probes struct {
 
 // watchedProcess is who has a process that has a GPU.
 type watchedProcess struct {
-	name string
-	over bool // its session has ended; how the process ended may come later
+	name  string
+	share string
+	over  bool // its session has ended; how the process ended may come later
 }
 
 // openProbes switches on what the configuration wants and the kernel has.
@@ -58,6 +77,11 @@ func openProbes(c ProbesConfig, g *grants, log *slog.Logger) *probes {
 		wanted = bpf.Names()
 	}
 	p := &probes{set: bpf.Open(bpf.Config{Tracefs: c.Tracefs, Probes: wanted}), grants: g, monitor: g.monitor, log: log, tenants: make(map[int]watchedProcess)}
+	watched := bpf.CallsConfig{NCCL: c.NCCL, Budget: c.Budget}
+	if c.Calls {
+		watched.CUDA = libcuda(g.hardware.root)
+	}
+	p.calls = bpf.OpenCalls(watched)
 	for _, state := range g.arbiter.State() { // sessions that an earlier kerfd began
 		for _, session := range state.Sessions {
 			p.session(arbiter.Event{Kind: arbiter.SessionStarted, Share: state.ID, PID: session.PID})
@@ -75,7 +99,7 @@ func (p *probes) session(e arbiter.Event) {
 	defer p.mu.Unlock()
 	switch t, known := p.tenants[e.PID]; {
 	case e.Kind == arbiter.SessionStarted:
-		t.over = false
+		t.over, t.share = false, e.Share
 		p.tenants[e.PID] = t
 		if !known {
 			if err := p.set.Watch(e.PID); err != nil {
@@ -129,26 +153,61 @@ func (p *probes) sweep() {
 	}
 }
 
-// Run hands on what the kernel tells. Nothing that goes wrong with it ends kerfd.
-func (p *probes) Run(ctx context.Context) error {
-	if !p.set.On() {
-		<-ctx.Done()
-		return nil
+// libcuda is the driver's library, the file that containers have too.
+func libcuda(root string) string {
+	path, err := nvml.FindLibrary(root, "libcuda.so.1")
+	if err == nil && filepath.IsAbs(path) {
+		if file, err := filepath.EvalSymlinks(path); err == nil {
+			return file
+		}
 	}
-	var sweeping sync.WaitGroup
-	defer sweeping.Wait()
-	sweeping.Go(func() {
-		tick := time.NewTicker(forgetEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				p.sweep()
+	return cmp.Or(path, filepath.Join(root, "libcuda.so.1")) // which is not there, as the row then says
+}
+
+// checkEvery is how often the cost of calls is held to its budget, and waits are looked at.
+const checkEvery = 5 * time.Second
+
+// check looks at calls: what they cost, and who waits for which card.
+func (p *probes) check() {
+	if !p.calls.On() {
+		return
+	}
+	if err := p.calls.Check(checkEvery); err != nil {
+		p.log.Warn("probes on calls could not be taken off", "error", err)
+	}
+	if !p.calls.On() {
+		p.log.Warn("probes on calls were taken off, for what they cost; kerf doctor --only monitor.probes says more")
+		return
+	}
+	longest := make(map[node.UUID]time.Duration)
+	for _, g := range p.grants.hardware.Node().GPUs {
+		longest[g.UUID] = 0
+	}
+	for pid, waited := range p.calls.Stalls(moment().Boot) {
+		p.mu.Lock()
+		share := p.tenants[pid].share
+		p.mu.Unlock()
+		if entry, ok := p.grants.ledger.Entry(share); ok {
+			for _, d := range entry.Grant.Devices {
+				longest[d.UUID] = max(longest[d.UUID], waited)
 			}
 		}
-	})
+	}
+	for gpu, waited := range longest {
+		p.monitor.Waiting(gpu, waited)
+	}
+}
+
+// Run hands on what the kernel tells. Nothing that goes wrong with it ends kerfd.
+func (p *probes) Run(ctx context.Context) error {
+	var often sync.WaitGroup
+	defer often.Wait()
+	if p.set.On() || p.calls.On() {
+		often.Go(func() { p.repeat(ctx, forgetEvery, p.sweep) })
+	}
+	if p.calls.On() {
+		often.Go(func() { p.repeat(ctx, checkEvery, p.check) })
+	}
 	err := p.set.Run(ctx, p.take, func(err error) { p.log.Info("probes", "error", err) })
 	if err != nil {
 		p.log.Warn("what the kernel tells is no longer heard; kerfd goes on without", "error", err)
@@ -157,11 +216,24 @@ func (p *probes) Run(ctx context.Context) error {
 	return nil
 }
 
+func (p *probes) repeat(ctx context.Context, every time.Duration, do func()) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			do()
+		}
+	}
+}
+
 func (p *probes) close() error {
 	if p == nil {
 		return nil
 	}
-	return p.set.Close()
+	return errors.Join(p.set.Close(), p.calls.Close())
 }
 
 // take gives the monitor an event in its words.
@@ -213,7 +285,7 @@ func (p *probes) rows() (rows []control.Probe) {
 	if p == nil {
 		return nil
 	}
-	for _, r := range p.set.Rows() {
+	for _, r := range slices.Concat(p.set.Rows(), p.calls.Rows()) {
 		rows = append(rows, control.Probe(r))
 	}
 	return rows

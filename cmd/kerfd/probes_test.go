@@ -63,7 +63,7 @@ func TestProbesTellOfCrash(t *testing.T) {
 	d := startDaemon(t, "--config", config)
 	health := d.health()
 	i := slices.IndexFunc(health.Probes, func(p control.Probe) bool { return p.Name == "crash" })
-	if len(health.Probes) != len(bpf.Names()) || i < 0 {
+	if len(health.Probes) <= len(bpf.Names()) || i < 0 {
 		t.Fatalf("probes %+v", health.Probes)
 	}
 	if !health.Probes[i].On {
@@ -104,6 +104,39 @@ func TestProbesTellOfCrash(t *testing.T) {
 			t.Errorf("%s: %+v", v.ID, v.Verdict)
 		}
 	}
+}
+
+// Each launch of a program in a slice is counted once, as often as the program says that it launched (simulated driver).
+func TestProbesCountCalls(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "kerfd.yaml")
+	if err := os.WriteFile(config, []byte("monitor: {probes: {calls: true, budget: 1}}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := startDaemon(t, "--config", config)
+	row := func(name string) control.Probe {
+		probes := d.health().Probes
+		return probes[slices.IndexFunc(probes, func(p control.Probe) bool { return p.Name == name })]
+	}
+	if r := row("cuda-launch"); !r.On {
+		t.Skipf("no uprobes here: %s", r.Reason)
+	}
+	out, err := d.sliced(spin, "--kernel", "1000", "--seconds", "1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	_, report, _ := strings.Cut(string(out), "spin: ready")
+	_, report, _ = strings.Cut(report, "spin: ")
+	var launches uint64
+	if _, err := fmt.Sscanf(report, "%d launches", &launches); err != nil || launches == 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if r := row("cuda-launch"); r.Hits != launches || r.PerRun <= 0 {
+		t.Errorf("%+v, want %d hits", r, launches)
+	}
+	if r := row("cuda-sync"); r.Hits == 0 {
+		t.Errorf("%+v, want hits: the program waits for its kernels", r)
+	}
+	d.eventually("its share ends", func() bool { return len(d.state().Shares) == 0 })
 }
 
 func (d *daemon) health() control.Health {

@@ -32,6 +32,7 @@ var Checks = []Check{
 	{"kubernetes.ready", Quick, []Section{Daemon, Kubernetes}, judgeReady},
 	{"kubernetes.cdi", Quick, []Section{Daemon, Kubernetes}, judgeCDI},
 	{"kubernetes.slices", Quick, []Section{Daemon, Kubernetes}, judgeSlices},
+	{"storage.pools", Quick, []Section{Daemon, Storage}, judgePools},
 }
 
 func mark(simulated bool) string {
@@ -217,16 +218,22 @@ func judgeSources(f *Facts) Finding {
 	return pass("%d sources are up, nothing was lost", len(f.Sources))
 }
 
+// switchedOff is the reason of a probe that nobody wants.
+const switchedOff = "switched off"
+
 // judgeProbes: nothing needs the probes, so that one that is off is no fault.
 func judgeProbes(f *Facts) (finding Finding) {
 	if f.MonitorOff {
 		return found(Skip, "", "monitor.enabled is false in kerfd's configuration")
 	}
 	var off, lossy []string
-	cost := 0.0
+	cost, running := 0.0, 0
 	for _, p := range f.Probes {
 		cost += p.Cost
-		if !p.On {
+		if p.On {
+			running++
+		}
+		if !p.On && p.Reason != switchedOff {
 			off = append(off, p.Name+": "+p.Reason)
 		}
 		if p.Lost > 0 {
@@ -234,7 +241,7 @@ func judgeProbes(f *Facts) (finding Finding) {
 		}
 	}
 	defer func() { finding.Probes = f.Probes }()
-	on := fmt.Sprintf("%d of %d probes are on, at %.3g %% of a CPU", len(f.Probes)-len(off), len(f.Probes), cost*100)
+	on := fmt.Sprintf("%d of %d probes are on, at %.3g %% of a CPU", running, len(f.Probes), cost*100)
 	switch {
 	case len(lossy) > 0:
 		return found(Warn, "more happened at once than could be told; the kernel log has what it was", "%s; %s", on, strings.Join(lossy, "; "))
