@@ -39,14 +39,15 @@ func conditionOf(r monitor.Report, now time.Time) corev1.NodeCondition {
 			continue // a port or a disk
 		}
 		text := fmt.Sprintf("GPU %d (%s): %s", d.Index, d.ID, d.Reason)
-		switch {
-		case d.Health == monitor.HealthBad:
+		switch d.Health {
+		case monitor.HealthBad:
 			if d.Clears != "" {
 				text += "; clears with: " + d.Clears
 			}
 			bad = append(bad, text)
-		case d.Health == monitor.HealthUnknown:
+		case monitor.HealthUnknown:
 			unknown = append(unknown, text)
+		case monitor.HealthGood:
 		}
 	}
 	c := corev1.NodeCondition{Type: conditionType, Status: corev1.ConditionTrue, Reason: "AllHealthy", Message: "no GPU has a fault",
