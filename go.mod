@@ -7,6 +7,7 @@ require (
 	github.com/Mellanox/rdmamap v1.1.0 // which RDMA device and device files belong to a PCI function
 	github.com/NVIDIA/go-nvml v0.13.4-0 // GPUs, processes and faults, as NVIDIA's library tells them
 	github.com/NVIDIA/nvidia-container-toolkit v1.20.1 // nvcdi: which files and devices of a host make up its NVIDIA driver
+	github.com/cilium/ebpf v0.22.0 // programs in the kernel: objects, maps, the ring buffer; and bpf2go, which makes the objects
 	github.com/container-storage-interface/spec v1.13.0 // the CSI protocol
 	github.com/containerd/nri v0.12.3 // when the container runtime makes a pod's network, and takes it away
 	github.com/containerd/ttrpc v1.2.7 // tests: a container runtime that registers NRI plugins and goes no further

@@ -50,6 +50,7 @@ var rules = []rule{
 	{"csi/pool", []string{"internal/node", "internal/durable"}, []string{"golang.org/x/sys"}},
 	{"cni/topo", []string{"internal/node"}, nil},
 	{"monitor", adapter, []string{"github.com/prometheus/client_golang", "golang.org/x/sys"}},
+	{"monitor/bpf", nil, []string{"github.com/cilium/ebpf", "golang.org/x/sys"}},
 	{"monitor/xid", []string{"internal/node"}, nil},
 	{"monitor/doctor", []string{"internal/node"}, nil},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests

@@ -62,6 +62,8 @@ type watched struct {
 	verdict Verdict
 	last    earlier
 	port    source.Port
+	waits   waits
+	host    bool      // it tells of errors only, by the kernel
 	wasUp   bool      // a port: it was active since kerfd started
 	answer  time.Time // when it last answered
 }
@@ -448,6 +450,9 @@ func (m *Monitor) reading(r source.Reading) (soon bool) {
 	}
 	w.state.MostLinks = max(w.state.MostLinks, r.Vitals.NVLinksUp)
 	signals := readings(r.Vitals, w.last, now.Boot, w.state.MostLinks, m.config.Thresholds)
+	if r, told := hang(w.waits, r.Vitals, now.Boot); told {
+		signals = append(signals, r)
+	}
 	w.last, w.answer = earlier{r.Vitals, now.Boot, true}, now.Wall
 	m.mu.Unlock()
 	m.take(w, Fact{Kind: KindSample, Signals: signals}, now)

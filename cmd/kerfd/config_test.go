@@ -36,6 +36,9 @@ func TestConfig(t *testing.T) {
 		{"unknown profile", "monitor: {profile: lenient}\n", `monitor.profile "lenient": not known; use conservative, nvidia, shared`},
 		{"unknown monitor mode", "monitor: {mode: drain}\n", `monitor.mode "drain": not known; use observe, hold or evict`},
 		{"a busy monitor", "monitor: {interval: 10ms}\n", "monitor.interval 10ms: outside 1s to 5m"},
+		{"probes", "monitor: {probes: {tracepoints: false, calls: true, budget: 0.01}}\n", ""},
+		{"a budget in percent", "monitor: {probes: {calls: true, budget: 5}}\n", "monitor.probes.budget 5: outside 0 to 1"},
+		{"collectives alone", "monitor: {probes: {nccl: /x}}\n", "monitor.probes.nccl without calls"},
 		{"threshold", "monitor: {thresholds: {busyPercent: 120}}\n", "monitor.thresholds.busyPercent 120: outside 1 to 100"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -76,6 +76,9 @@ var stages = []stage{
 		{"hook", testNICsTalk},
 		{"crash", testNICCrash},
 	}},
+	{"faults", []string{"monitor.mode=evict", "controller.evictions.mode=evict", "controller.evictions.settle=1s"}, 8, []scenario{
+		{"job-moves", testJobMoves},
+	}},
 	{"storage", []string{"storage.enabled=true", "storage.pools[0].name=scratch", "storage.pools[0].path=/var/lib/kerf/scratch", "storage.pools[0].backend=loop"}, 8, []scenario{
 		{"install", testInstall},
 		{"claim", testScratchClaim},
