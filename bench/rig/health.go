@@ -36,7 +36,7 @@ func (r *Rig) Health(ctx context.Context) (h Health, err error) {
 	if err != nil {
 		return h, fmt.Errorf("ask kerfd for health: %w", err)
 	}
-	defer answer.Body.Close()
+	defer func() { _ = answer.Body.Close() }()
 	if answer.StatusCode != http.StatusOK {
 		return h, fmt.Errorf("ask kerfd for health: %s", answer.Status)
 	}
