@@ -92,6 +92,10 @@ var Scenarios = []Scenario{
 		Name: "cni", About: "32 NICs attached at once on this kernel, by kerf-cni and by host-device: until all are, each, moves between namespaces",
 		Rows: cniRows(), visit: runCNI,
 	},
+	{
+		Name: "storage", About: "1000 scratch volumes made, published and taken up again by the CSI driver, and written to; beside the bare kernel",
+		Rows: storageRows(), visit: runStorage,
+	},
 }
 
 // Options of Run.

@@ -6,6 +6,8 @@ IMAGE_LABELS   = --label org.opencontainers.image.version=$(VERSION) \
                  --label org.opencontainers.image.revision=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) \
                  --label "org.opencontainers.image.licenses=Apache-2.0 AND LGPL-2.1-or-later"
 # What a real driver's libraries, which come from the host, name of the system.
+# What back ends of pools make file systems with, of those that this machine has (Debian: e2fsprogs xfsprogs btrfs-progs).
+IMAGE_MKFS     = $(foreach m,$(wildcard /usr/sbin/mkfs.ext4 /usr/sbin/mkfs.xfs /usr/sbin/mkfs.btrfs),/usr/bin/$(notdir $(m))=$(realpath $(m)))
 IMAGE_LIBC    := $(foreach l,libc.so.6 libm.so.6 libdl.so.2 libpthread.so.0 librt.so.1,--library $(l))
 HELM          := $(GO) tool -modfile=tools/helm/go.mod helm
 MANIFESTS     := deploy/manifests
@@ -16,7 +18,7 @@ image: build image-tenants ## The container images, made without a container eng
 	@$(GO) run ./deploy/image --output $(IMAGE_DIR)/kerf-$(IMAGE_VERSION).tar $(IMAGE_LABELS) --label org.opencontainers.image.title=kerf \
 	  --tag kerf.dev/kerf:$(IMAGE_VERSION) --tag kerf.dev/kerf:local --entrypoint /usr/bin/kerfd --private libkerfreal- $(IMAGE_LIBC) \
 	  $(foreach p,kerf kerfd kerf-hook kerf-cni kerf-controller,/usr/bin/$(p)=$(B)/bin/$(p)) \
-	  /usr/lib/kerf=$(B)/lib/kerf /usr/share/licenses/kerf/LICENSE=LICENSE
+	  $(IMAGE_MKFS) /usr/lib/kerf=$(B)/lib/kerf /usr/share/licenses/kerf/LICENSE=LICENSE
 	@ln -sf kerf-$(IMAGE_VERSION).tar $(IMAGE_DIR)/kerf.tar
 
 # What tests and examples run: programs that use a GPU, with a C library of their own as any image has.

@@ -61,6 +61,7 @@ type core struct {
 	listener net.Listener
 	monitor  *monitor.Monitor // nil where nobody watches
 	probes   *probes          // likewise
+	taints   *taintTimes      // nil where nobody watches, and on a machine that is no node
 }
 
 // openCore builds the core from what an earlier kerfd left. After an error nothing is held.
@@ -130,6 +131,10 @@ func (k *core) watch(g *grants, cluster *kubernetes, metrics *prometheus.Registr
 	k.hardware.verdicts = g.monitor
 	g.probes = openProbes(k.config.Monitor.Probes, g, log)
 	k.probes = g.probes
+	if cluster != nil && cluster.client != nil {
+		k.taints = newTaintTimes(cluster, g.monitor)
+		metrics.MustRegister(k.taints.took)
+	}
 	return errors.Join(metrics.Register(g.monitor.Collector()), metrics.Register(g.probes))
 }
 
@@ -145,6 +150,9 @@ func (k *core) parts() []part {
 	}
 	if k.monitor != nil {
 		parts = append(parts, part{"monitor", k.monitor.Run}, part{"probes", k.probes.Run})
+	}
+	if k.taints != nil {
+		parts = append(parts, part{"taint times", k.taints.Run})
 	}
 	if k.grants.events != nil {
 		parts = append(parts, part{"events", k.grants.events.Run})

@@ -32,6 +32,7 @@ var Checks = []Check{
 	{"kubernetes.ready", Quick, []Section{Daemon, Kubernetes}, judgeReady},
 	{"kubernetes.cdi", Quick, []Section{Daemon, Kubernetes}, judgeCDI},
 	{"kubernetes.slices", Quick, []Section{Daemon, Kubernetes}, judgeSlices},
+	{"storage.pools", Quick, []Section{Daemon, Storage}, judgePools},
 }
 
 func mark(simulated bool) string {

@@ -19,6 +19,7 @@ const (
 	MPS        Section = "mps"        // NVIDIA's MPS
 	SelfTest   Section = "self-test"  // a program in a small slice
 	Kubernetes Section = "kubernetes" // the cluster's side
+	Storage    Section = "storage"    // pods' volumes, from kerfd
 	Kernel     Section = "kernel"     // what this kernel and this user can
 )
 
@@ -79,6 +80,11 @@ type Facts struct {
 	Specs               int
 	MissingSpecs        []string
 	Published, Expected []string
+
+	// Storage; StorageOff: kerfd serves no volumes here
+	StorageOff, StorageUnknown bool // Unknown: to kubelet
+	Pools                      []Pool
+	Strangers                  []string // POOL/ID of what no record names
 
 	// Kernel
 	PCIGPUs  int      // NVIDIA's GPUs on the PCI bus; -1: this machine has no PCI bus to look at

@@ -61,6 +61,12 @@ kubernetes:
     pfs: {{- toYaml . | nindent 6 }}
     {{- end }}
 {{- end }}
+{{- if .Values.storage.enabled }}
+storage:
+  enabled: true
+  provisioner: {{ .Values.storage.provisioner }}
+  pools: {{- toYaml .Values.storage.pools | nindent 4 }}
+{{- end }}
 {{- with .Values.simulate }}
 simulate:
   profile: {{ . }}
