@@ -30,7 +30,7 @@ monitor:
   profile: {{ .Values.monitor.profile }}
   mode: {{ .Values.monitor.mode }}
   interval: {{ .Values.monitor.interval }}
-  probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}}
+  probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}, calls: {{ and .Values.monitor.probes.calls (not .Values.simulate) }}}
 {{- with .Values.cards }}
 cards:
   {{- toYaml . | nindent 2 }}
