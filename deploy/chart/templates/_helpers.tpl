@@ -30,6 +30,9 @@ monitor:
   profile: {{ .Values.monitor.profile }}
   mode: {{ .Values.monitor.mode }}
   interval: {{ .Values.monitor.interval }}
+  {{- if .Values.monitor.nodeCondition }}
+  nodeCondition: true
+  {{- end }}
   probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}, calls: {{ and .Values.monitor.probes.calls (not .Values.simulate) }}}
 {{- with .Values.cards }}
 cards:
