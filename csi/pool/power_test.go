@@ -22,7 +22,7 @@ func TestPowerCut(t *testing.T) {
 	disks := filepath.Dir(outer)
 	rounds := 3
 	if os.Getenv("KERF_SOAK") == "1" {
-		rounds = 200
+		rounds = 60
 	}
 	disk := filepath.Join(disks, "disk")
 	say(t, "truncate", "-s", "512M", disk)
