@@ -45,6 +45,7 @@ var rules = []rule{
 	{"cmd/kerf-cni", []string{"cni", "internal/node", "cmd/internal/version"}, []string{"github.com/containernetworking/cni"}},
 	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
 	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "cni", "deviceplugin", "dra-driver", "hook", "monitor"}, []string{"*"}},
+	{"csi/fetch", []string{"internal/node"}, []string{"github.com/minio/minio-go", "oras.land/oras-go", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "github.com/klauspost/compress"}},
 	{"cni/topo", []string{"internal/node"}, nil},
 	{"monitor", adapter, []string{"github.com/prometheus/client_golang", "golang.org/x/sys"}},
 	{"monitor/xid", []string{"internal/node"}, nil},
