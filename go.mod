@@ -32,13 +32,13 @@ require (
 	k8s.io/dynamic-resource-allocation v0.37.2 // the kubelet side of a DRA driver; its allocator is the oracle in tests
 	k8s.io/klog/v2 v2.140.0 // what client-go logs, in our log
 	k8s.io/kubelet v0.37.2 // kubelet's device plugin and pod resources protocols
-	sigs.k8s.io/yaml v1.6.0 // Kubernetes objects as YAML
 	oras.land/oras-go/v2 v2.6.4 // datasets in OCI registries: references, token authentication, manifests
+	sigs.k8s.io/yaml v1.6.0 // Kubernetes objects as YAML
 	tags.cncf.io/container-device-interface v1.1.1 // CDI specs: validation, names, injection
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // CDI specs as values
 )
 
-require github.com/minio/minio-go/v7 v7.4.1
+require github.com/opencontainers/image-spec v1.1.1
 
 require (
 	cel.dev/expr v0.25.3 // indirect
@@ -82,7 +82,6 @@ require (
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/opencontainers/cgroups v0.0.9 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
-	github.com/opencontainers/image-spec v1.1.1 // indirect
 	github.com/philhofer/fwd v1.2.0 // indirect
 	github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2 // indirect
 	github.com/prometheus/client_model v0.6.2 // indirect

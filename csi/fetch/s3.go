@@ -179,7 +179,7 @@ func s3Error(err error) error {
 		return plainError(err)
 	}
 	switch answer.Code {
-	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired": // AWS answers 400, not 403
+	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "XAdminUserNotFound": // AWS answers 400, versitygw 404
 		return fmt.Errorf("%w: %s: %.200s; renew the credentials", ErrDenied, answer.Code, answer.Message)
 	}
 	if is := statusError(answer.StatusCode); is != nil && answer.StatusCode != 0 {
