@@ -15,6 +15,7 @@ require (
 	github.com/google/go-cmp v0.7.0 // tests: what differs, not that something does
 	github.com/klauspost/compress v1.20.4 // layers packed with zstd
 	github.com/minio/minio-go/v7 v7.4.1 // datasets in S3: signatures, addressing styles, listings
+	github.com/opencontainers/image-spec v1.1.1 // manifests' and descriptors' fields
 	github.com/opencontainers/runtime-spec v1.3.0 // what a container runtime tells its hooks
 	github.com/prometheus/client_golang v1.24.0 // metrics
 	github.com/spf13/cobra v1.10.2 // commands, flags, help and completions
@@ -37,8 +38,6 @@ require (
 	tags.cncf.io/container-device-interface v1.1.1 // CDI specs: validation, names, injection
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // CDI specs as values
 )
-
-require github.com/opencontainers/image-spec v1.1.1
 
 require (
 	cel.dev/expr v0.25.3 // indirect

@@ -44,14 +44,14 @@ func newClient(p Policy, c Credentials, certificates []tls.Certificate) *client 
 
 // statusError says what an answer means, nil for one that serves.
 func statusError(status int) error {
-	switch {
-	case status == http.StatusOK || status == http.StatusPartialContent:
+	switch status {
+	case http.StatusOK, http.StatusPartialContent:
 		return nil
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("%w (%d): check the credentials, they may have expired", ErrDenied, status)
-	case status == http.StatusNotFound || status == http.StatusGone:
+	case http.StatusNotFound, http.StatusGone:
 		return fmt.Errorf("%w (%d)", ErrNotFound, status)
-	case status == http.StatusPreconditionFailed || status == http.StatusRequestedRangeNotSatisfiable:
+	case http.StatusPreconditionFailed, http.StatusRequestedRangeNotSatisfiable:
 		return fmt.Errorf("%w (%d)", ErrChanged, status)
 	}
 	return fmt.Errorf("answered %d %s", status, http.StatusText(status))

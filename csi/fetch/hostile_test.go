@@ -92,7 +92,7 @@ type site struct {
 	etag  string
 }
 
-func newSite(t *testing.T, data []byte, fault func(s *site, n int64, w http.ResponseWriter, r *http.Request) bool) *site {
+func newSite(t testing.TB, data []byte, fault func(s *site, n int64, w http.ResponseWriter, r *http.Request) bool) *site {
 	s := &site{data: data, etag: `"one"`}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if n := s.asked.Add(1); fault == nil || !fault(s, n, w, r) {

@@ -3,7 +3,6 @@ package fetch
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/url"
 	"path"
 	"regexp"
@@ -53,9 +52,6 @@ type Credentials struct {
 
 func (Credentials) String() string   { return "(credentials)" }
 func (Credentials) GoString() string { return "(credentials)" }
-
-// LogValue hides them from slog.
-func (Credentials) LogValue() slog.Value { return slog.StringValue("(credentials)") }
 
 // MarshalJSON refuses: whoever stores credentials does it on purpose, and elsewhere.
 func (Credentials) MarshalJSON() ([]byte, error) {
