@@ -59,16 +59,24 @@ func (Credentials) MarshalJSON() ([]byte, error) {
 }
 
 var (
-	digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-	bucketPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-	repoPattern   = regexp.MustCompile(`^[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*$`)
-	tagPattern    = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
-	modelPattern  = regexp.MustCompile(`^(datasets/)?[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$`)
-	hostPattern   = regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:[0-9]{1,5})?$`)
+	digestPattern   = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	bucketPattern   = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	repoPattern     = regexp.MustCompile(`^[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*$`)
+	tagPattern      = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+	modelPattern    = regexp.MustCompile(`^(datasets/)?[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$`)
+	revisionPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,254}$`)
+	hostPattern     = regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:[0-9]{1,5})?$`)
 )
 
 // ParseSpec reads the URL form.
 func ParseSpec(s string) (Spec, error) {
+	if rest, ok := strings.CutPrefix(s, "hf://"); ok { // to a URL's parser hf://model@revision is a user at a host
+		spec, err := parseHF(rest)
+		if err != nil {
+			return Spec{}, fmt.Errorf("source hf: %w", err)
+		}
+		return spec, spec.Validate()
+	}
 	u, err := url.Parse(s)
 	if err != nil {
 		return Spec{}, errors.New("source: not a URL") // url.Error would repeat it, with what a user may have put in by mistake
@@ -76,7 +84,7 @@ func ParseSpec(s string) (Spec, error) {
 	if u.User != nil {
 		return Spec{}, errors.New("source: a user or password in a URL is shown to everybody; put it into the secret that the dataset names")
 	}
-	parse := map[string]func(*url.URL) (Spec, error){"s3": parseS3, "http": parseHTTP, "https": parseHTTP, "oci": parseOCI, "hf": parseHF, "peer": parsePeer}[u.Scheme]
+	parse := map[string]func(*url.URL) (Spec, error){"s3": parseS3, "http": parseHTTP, "https": parseHTTP, "oci": parseOCI, "peer": parsePeer}[u.Scheme]
 	if parse == nil {
 		return Spec{}, fmt.Errorf("source: scheme %q is not known; s3, https, oci, hf and peer are", u.Scheme)
 	}
@@ -152,12 +160,16 @@ func parseOCI(u *url.URL) (Spec, error) {
 	return s, nil
 }
 
-func parseHF(u *url.URL) (Spec, error) {
-	q, err := query(u, "endpoint")
+func parseHF(rest string) (Spec, error) {
+	rest, raw, _ := strings.Cut(rest, "?")
+	q, err := query(&url.URL{RawQuery: raw}, "endpoint")
 	if err != nil {
 		return Spec{}, err
 	}
-	name, revision, _ := strings.Cut(strings.Trim(u.Host+u.Path, "/"), "@")
+	name, revision, _ := strings.Cut(rest, "@")
+	if strings.Contains(rest, ":") {
+		return Spec{}, errors.New("not org/model@revision; a user or password in it would be shown to everybody")
+	}
 	return Spec{Kind: HF, Endpoint: strings.TrimSuffix(q.Get("endpoint"), "/"), Name: name, Revision: revision}, nil
 }
 
@@ -204,7 +216,7 @@ func (s Spec) validate() error {
 			return errors.New("not a repository with a tag or a sha256 digest: oci://registry/repository@sha256:…")
 		}
 	case HF:
-		if !modelPattern.MatchString(s.Name) || strings.ContainsAny(s.Revision, "?#\\\x00 %") || strings.Contains(s.Revision, "..") {
+		if !modelPattern.MatchString(s.Name) || (s.Revision != "" && !revisionPattern.MatchString(s.Revision)) || strings.Contains(s.Revision, "..") {
 			return errors.New("not a model: hf://org/model@revision")
 		}
 	case Peer:

@@ -29,6 +29,7 @@ var specs = []struct {
 	{"oci://reg:5000/a/b:v1", fetch.Spec{Kind: fetch.OCI, Endpoint: "https://reg:5000", Name: "a/b", Revision: "v1"}},
 	{"oci://reg/a@" + sha + "?plain=true", fetch.Spec{Kind: fetch.OCI, Endpoint: "http://reg", Name: "a", Revision: sha}},
 	{"hf://org/model@refs/pr/1", fetch.Spec{Kind: fetch.HF, Name: "org/model", Revision: "refs/pr/1"}},
+	{"hf://gpt2@main", fetch.Spec{Kind: fetch.HF, Name: "gpt2", Revision: "main"}},
 	{"hf://datasets/Org/d", fetch.Spec{Kind: fetch.HF, Name: "datasets/Org/d"}},
 	{"peer://10.0.0.1:7443/" + sha, fetch.Spec{Kind: fetch.Peer, Endpoint: "https://10.0.0.1:7443", Name: sha}},
 }
@@ -47,7 +48,7 @@ func TestParseSpec(t *testing.T) {
 	for _, bad := range []string{
 		"", "ftp://host/f", "https://user:hunter2@host/f", "https://host/f?X-Amz-Signature=hunter2", "https://host/", "https://host/a/../b", "https:///f",
 		"s3://b/k", "s3://Bucket/k", "s3://bucket/k?secret=hunter2", "s3://bucket/k?endpoint=https://user:hunter2@h", "s3://bucket/k?endpoint=file:///etc",
-		"s3://bucket/?version=1", "s3://bucket/k?style=odd", "https://host/f#sha256:12", "oci://reg/UPPER:v1", "oci://reg/a@sha512:12", "hf://../x", "hf://a/b/c",
+		"s3://bucket/?version=1", "s3://bucket/k?style=odd", "https://host/f#sha256:12", "oci://reg/UPPER:v1", "oci://reg/a@sha512:12", "hf://../x", "hf://a/b/c", "hf://org/m#x", "hf://user:hunter2@host/m",
 		"hf://org/m@../../x", "peer://h/latest", "https://ho st/f", "https://host\\@evil/f", "https://host/%2e%2e/f",
 	} {
 		if got, err := fetch.ParseSpec(bad); err == nil {
