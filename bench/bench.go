@@ -77,6 +77,10 @@ var Scenarios = []Scenario{
 		Rows: overcommitRows(), with: rig.Options{Profile: "smallx2", Overcommit: overcommitPercent}, run: runOvercommit,
 	},
 	{
+		Name: "footprint", About: "what kerfd takes with 8 GPUs: CPU idle and under 10,000 lines a second of the kernel log, memory, what it lost",
+		Rows: footprintRows(), with: rig.Options{Leases: true}, run: runFootprint,
+	},
+	{
 		Name: "kubernetes", About: "200 pods on one node of a cluster, without claims and with a slice each, by step; 32 claims at once in the driver",
 		Rows: kubernetesRows(), visit: runKubernetes,
 	},
@@ -87,6 +91,10 @@ var Scenarios = []Scenario{
 	{
 		Name: "cni", About: "32 NICs attached at once on this kernel, by kerf-cni and by host-device: until all are, each, moves between namespaces",
 		Rows: cniRows(), visit: runCNI,
+	},
+	{
+		Name: "storage", About: "1000 scratch volumes made, published and taken up again by the CSI driver, and written to; beside the bare kernel",
+		Rows: storageRows(), visit: runStorage,
 	},
 }
 

@@ -216,12 +216,12 @@ func TestScenariosQuick(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	exact := map[string]bool{"KF-411": true, "KF-704": true} // data
+	exact := map[string]bool{"KF-411": true, "KF-704": true, "KF-1203": true} // data
 	for i := range 10 {
 		exact[fmt.Sprintf("KF-%d", 400+i)] = true // where each class is refused
 		exact[fmt.Sprintf("KF-%d", 420+i)] = true // and by each way
 	}
-	for _, name := range []string{"memory", "neighbour", "priority", "crash", "switch"} {
+	for _, name := range []string{"memory", "neighbour", "priority", "crash", "switch", "footprint"} {
 		t.Run(name, func(t *testing.T) {
 			report, err := bench.Run(t.Context(), []string{name}, bench.Options{Bin: binaries(t), Profile: rig.DefaultProfile, Quick: true})
 			if err != nil {

@@ -44,14 +44,18 @@ var rules = []rule{
 	{"cni", adapter, []string{"github.com/containernetworking/cni", "github.com/vishvananda/", "github.com/Mellanox/rdmamap", "golang.org/x/sys"}}, // kerf-cni is this
 	{"cmd/kerf-cni", []string{"cni", "internal/node", "cmd/internal/version"}, []string{"github.com/containernetworking/cni"}},
 	{"cmd/kerf-hook", []string{"hook", "cmd/internal/version"}, nil},
-	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "cni", "deviceplugin", "dra-driver", "hook", "monitor"}, []string{"*"}},
+	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "cni", "csi", "deviceplugin", "dra-driver", "hook", "monitor"}, []string{"*"}},
+	{"csi", adapter, []string{"github.com/container-storage-interface/spec", "github.com/prometheus/client_golang", "golang.org/x/sys", "google.golang.org/", "k8s.io/", "sigs.k8s.io/"}},
+	{"csi/mount", nil, []string{"golang.org/x/sys"}},
+	{"csi/pool", []string{"internal/node", "internal/durable"}, []string{"golang.org/x/sys"}},
 	{"csi/fetch", []string{"internal/node"}, []string{"github.com/minio/minio-go", "oras.land/oras-go", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "github.com/klauspost/compress"}},
 	{"cni/topo", []string{"internal/node"}, nil},
 	{"monitor", adapter, []string{"github.com/prometheus/client_golang", "golang.org/x/sys"}},
+	{"monitor/bpf", nil, []string{"github.com/cilium/ebpf", "golang.org/x/sys"}},
 	{"monitor/xid", []string{"internal/node"}, nil},
 	{"monitor/doctor", []string{"internal/node"}, nil},
 	{"deploy", []string{"internal/node", "dra-driver"}, []string{"*"}}, // makes images and manifests
-	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver", "cni/call"}, []string{"golang.org/x/sys", "github.com/vishvananda/netlink", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
+	{"bench", []string{"bench", "cmd/internal/version", "cmd/internal/control", "internal/", "vgpu/", "dra-driver", "cni/call", "csi"}, []string{"github.com/container-storage-interface/spec", "golang.org/x/sys", "github.com/vishvananda/netlink", "k8s.io/", "sigs.k8s.io/", "google.golang.org/grpc"}},
 }
 
 // adapter is what an adapter may import of Kerf: values and vgpu, never the hardware, never another adapter.

@@ -69,6 +69,10 @@ func TestValuesRefused(t *testing.T) {
 		{"webhook.failurePolicy=Maybe", "failurePolicy"},
 		{"controller.replicas=0", "replicas"},
 		{"image.pullPolicy=Sometimes", "pullPolicy"},
+		{"controller.evictions.mode=now", "mode"},
+		{"controller.evictions.pods=0", "pods"},
+		{"controller.evictions.per=60", "per"},
+		{"controller.evictions.breaker.nodes=1", "nodes"},
 	} {
 		t.Run(tt.set, func(t *testing.T) {
 			if out, err := render(t, "--set", tt.set); err == nil || !strings.Contains(out, tt.want) {
@@ -89,6 +93,8 @@ func TestValuesTaken(t *testing.T) {
 		{"device plugin only", "dra.enabled=false,devicePlugin.enabled=true,devicePlugin.memory=5Gi", []string{"memory: 5Gi", "/var/lib/kubelet/device-plugins"}, false},
 		{"other directories", "kubeletDir=/data/kubelet,cdiDir=/etc/cdi,hostDir=/opt/kerf,stateDir=/data/kerf", []string{"/data/kubelet/plugins_registry", "/etc/cdi", "/opt/kerf", "/data/kerf"}, true},
 		{"driver in a container", "driverRoot=/run/nvidia/driver", []string{"root: /driver-root", "/run/nvidia/driver"}, true},
+		{"storage", "simulate=h200x8,storage.enabled=true,storage.pools[0].name=scratch,storage.pools[0].path=/data/scratch,storage.pools[0].enforce=none,storage.classes.fast.pool=scratch",
+			[]string{"path: /data/scratch", "enforce: none", "/data/scratch\n", "/var/lib/kubelet\n"}, true},
 		{"no product classes", "productClasses.gpu-a100=null", nil, true},
 		{"labelled by hand", "nodeSelector.pool=gpu,controller.enabled=false,policies.ownSlices=false,policies.ownStatuses=false,policies.shareConfigs=false,policies.deviceTaintRules=false", nil, true},
 	} {
@@ -117,6 +123,33 @@ func TestValuesTaken(t *testing.T) {
 			}
 			if got := len(only[*resourceapi.DeviceClass](objects)) > 0; got != tt.classes {
 				t.Errorf("device classes: %v, want %v", got, tt.classes)
+			}
+		})
+	}
+}
+
+// TestEvictionRights: nobody may evict who is not to, and evictions need no webhook.
+func TestEvictionRights(t *testing.T) {
+	for _, tt := range []struct {
+		set                          string
+		there, evicts, forces, hooks bool
+	}{
+		{"controller.evictions.mode=off", true, false, false, true},
+		{"controller.evictions.mode=observe", true, false, false, true},
+		{"controller.evictions.mode=dry-run,controller.enabled=false", true, true, false, false},
+		{"controller.evictions.mode=evict,controller.evictions.forceAfter=10m", true, true, true, true},
+		{"controller.enabled=false", false, false, false, false},
+	} {
+		t.Run(tt.set, func(t *testing.T) {
+			out, err := render(t, "--set", tt.set)
+			if err != nil {
+				t.Fatal(out)
+			}
+			for text, want := range map[string]bool{"command:\n            - /usr/bin/kerf-controller": tt.there, "resources: [pods/eviction]": tt.evicts,
+				"# NoExecute, on one device each": tt.forces, "kind: MutatingWebhookConfiguration": tt.hooks} {
+				if strings.Contains(out, text) != want {
+					t.Errorf("%q is there: %v, want %v", text, !want, want)
+				}
 			}
 		})
 	}

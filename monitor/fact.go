@@ -20,6 +20,7 @@ const (
 	KindReload   Kind = "reload"   // the driver was loaded anew, or the device reset: a fresh start
 	KindReplayed Kind = "replayed" // the kernel log of this boot has been read up to now
 	KindRelease  Kind = "release"  // somebody says that the device is well
+	KindHost     Kind = "host"     // the kernel told of an error beside the driver
 )
 
 // Fact is something that a source saw of one device.
@@ -28,6 +29,7 @@ type Fact struct {
 	Xid      Xid                 // of KindXid and KindSwitch
 	Recovery node.RecoveryAction // of KindRecovery
 	Signals  []Reading           // of KindSample: those that the device told
+	Host     HostFact            // of KindHost
 	Reason   string              // of KindSilence: why; of KindRelease: who, and why
 }
 

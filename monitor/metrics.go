@@ -14,6 +14,7 @@ import (
 type counts struct {
 	sxid      map[bool]uint64 // by fatal
 	actions   map[action]uint64
+	host      map[hostCount]uint64
 	detection prometheus.Histogram
 }
 
@@ -23,7 +24,7 @@ type action struct {
 }
 
 func newCounts() counts {
-	return counts{sxid: make(map[bool]uint64), actions: make(map[action]uint64), detection: prometheus.NewHistogram(prometheus.HistogramOpts{
+	return counts{sxid: make(map[bool]uint64), host: make(map[hostCount]uint64), actions: make(map[action]uint64), detection: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "kerf_monitor_detection_seconds", Help: "From a record of the kernel log to the verdict, for those that are not replayed.",
 		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5}})}
 }
@@ -94,6 +95,7 @@ var (
 	descLast        = desc("monitor_source_last_success_timestamp_seconds", "When a source was last read.", "source")
 	descLost        = desc("monitor_events_lost_total", "Events of a source that were lost.", "source")
 	descActions     = desc("policy_actions_total", "What was done about verdicts, or would have been: mode observe.", "action", "mode")
+	descHost        = desc("host_events_total", "What the kernel told of the machine around the GPUs.", "kind", "severity")
 	descCorrupt     = desc("monitor_state_corrupt_files", "State files that could not be read and were set aside when kerfd started.")
 )
 
@@ -136,6 +138,9 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	}
 	for a, n := range c.counts.actions {
 		emit(descActions, prometheus.CounterValue, float64(n), a.name, string(a.mode))
+	}
+	for h, n := range c.counts.host {
+		emit(descHost, prometheus.CounterValue, float64(n), string(h.kind), string(h.severity))
 	}
 	emit(descCorrupt, prometheus.GaugeValue, float64(len(c.books.corrupt)))
 	c.counts.detection.Collect(to)

@@ -62,6 +62,7 @@ type watched struct {
 	verdict Verdict
 	last    earlier
 	port    source.Port
+	host    bool      // it tells of errors only, by the kernel
 	wasUp   bool      // a port: it was active since kerfd started
 	answer  time.Time // when it last answered
 }

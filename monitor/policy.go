@@ -64,7 +64,8 @@ type Profile struct {
 	Codes    map[int]Level                 // where the profile differs from the action
 	Recovery map[node.RecoveryAction]Level // that a driver asks for; one that is not listed is Hold
 	Signals  map[Signal]Rule
-	Switch   Level // of a fatal code of an NVSwitch, for the cards that hang on it
+	Host     map[HostKind]map[Severity]Level // of errors that the kernel tells of
+	Switch   Level                           // of a fatal code of an NVSwitch, for the cards that hang on it
 	Repeats  []Repeat
 	Ends     map[int]int     // a code that says that another's condition is over
 	Pinned   []int           // codes that a tenant's own work brings about, also where the action asks for more
@@ -108,6 +109,7 @@ func base() Profile {
 			SignalDisk:       {Level: Degraded, Confirm: 3, Over: 30 * time.Second, Grace: time.Minute, Means: "a disk says that it is not live"},
 			SignalHang:       {Level: Suspect, Confirm: 2, Over: time.Minute, Means: "work does not move, by two independent signs"},
 		},
+		Host:   hostRules(),
 		Switch: Reset,
 		Repeats: []Repeat{
 			{Code: 13, SamePlace: true, Tenants: 3, Within: 24 * time.Hour, Level: Degraded},

@@ -11,7 +11,7 @@ import (
 func noise(d *device, rng *rand.Rand, lastBad *Signal) {
 	previous := *lastBad
 	*lastBad = ""
-	switch rng.IntN(9) {
+	switch rng.IntN(10) {
 	case 0, 1, 2:
 		d.good()
 	case 3, 4:
@@ -41,6 +41,10 @@ func noise(d *device, rng *rand.Rand, lastBad *Signal) {
 		}
 	case 8:
 		d.take(Fact{Kind: KindReload})
+	case 9: // others' ends, and what the link put right
+		*lastBad = previous // likewise
+		kind := []HostKind{HostOOM, HostCrash, HostPCIe}[rng.IntN(3)]
+		d.take(Fact{Kind: KindHost, Host: HostFact{Kind: kind, Severity: SeverityCorrected, PID: 7, Tenant: "pod a/b (c)"}})
 	}
 	d.pass(time.Duration(rng.Int64N(int64(minute))))
 }

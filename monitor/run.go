@@ -55,7 +55,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	if m.config.Root != "" {
 		parts.Go(func() { every(ctx, sysfsEvery, m.lookAtSysfs) })
 	}
-	parts.Go(func() { every(ctx, flushEvery, func() { m.report(m.flush()) }) })
+	parts.Go(func() { every(ctx, flushEvery, func() { m.calm(); m.report(m.flush()) }) })
 	parts.Wait()
 	return nil
 }

@@ -222,6 +222,8 @@ func (s State) clears(c Condition, p Profile) string {
 		return "another card in its place, or " + release
 	case c.Earlier:
 		return fmt.Sprintf("the kernel log of this boot without it, and %d good readings", p.Clear)
+	case c.Event && hostMeans[HostKind(c.Key)] != "":
+		return s.hostClears(c, p)
 	case c.Event:
 		return fmt.Sprintf("a reset (or a reboot) and then %d good readings over %s, in which the driver asks for nothing; or %s", p.Clear, p.damp(s.Lifetime[c.Key]), release)
 	}

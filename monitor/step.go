@@ -32,6 +32,8 @@ const (
 	NoticeFollows  NoticeKind = "follows"  // an Xid that another explains
 	NoticeNoted    NoticeKind = "noted"    // an Xid that asks for nothing
 	NoticeUnknown  NoticeKind = "unknown"  // an Xid that the catalogue does not have
+	NoticeOOM      NoticeKind = "oom"      // a tenant's process was killed for lack of memory
+	NoticeCrash    NoticeKind = "crash"    // one crashed
 	NoticeReleased NoticeKind = "released" // somebody said that the device is well
 )
 
@@ -66,6 +68,8 @@ func Step(p Profile, before State, f Fact, now Moment) (State, []Notice) {
 		clear(s.streaks)
 	case KindReplayed:
 		s.replayed = true
+	case KindHost:
+		s.host(f.Host)
 	case KindRelease:
 		s.release(f.Reason)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +17,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kerf-gpu/kerf/cmd/kerf-controller/evict"
 )
 
 // How often the background work is done.
@@ -83,10 +86,35 @@ func serve(ctx context.Context, f flags, log *slog.Logger) error {
 	}
 	certs := &certificates{client: client, namespace: f.namespace, now: time.Now, log: log}
 	m, registry := newMetrics(certs)
-	parts := []func(context.Context) error{
+	ready := certs.ready
+	var parts []func(context.Context) error
+	if f.webhooks {
+		parts = admission(client, meta, certs, m, f, log)
+	} else {
+		ready = func() bool { return true }
+	}
+	if f.evictions.Mode != evict.ModeOff {
+		name, err := os.Hostname() // the pod's
+		if err != nil {
+			return err
+		}
+		c, err := evict.New(evict.Config{Client: client, Namespace: f.namespace, Identity: name, Policy: f.evictions, Log: log, Now: time.Now}, registry)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, c.Run)
+	}
+	if len(parts) == 0 {
+		return errors.New("there is nothing to do: --webhooks=false and --evictions=off; switch one on")
+	}
+	return together(ctx, append(parts, listener(&http.Server{Addr: f.health, Handler: health(ready, registry)})))
+}
+
+// admission is what the webhooks need.
+func admission(client kubernetes.Interface, meta metadata.Interface, certs *certificates, m *metrics, f flags, log *slog.Logger) []func(context.Context) error {
+	return []func(context.Context) error{
 		listener(&http.Server{Addr: f.listen, Handler: webhooks(client, m, log),
 			TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}}),
-		listener(&http.Server{Addr: f.health, Handler: health(certs, registry)}),
 		repeat(refreshEvery, "certificates", m, log, certs.refresh),
 		repeat(collectEvery, "collection", m, log, func(ctx context.Context) error {
 			removed, err := collect(ctx, client, meta, time.Now())
@@ -94,6 +122,10 @@ func serve(ctx context.Context, f flags, log *slog.Logger) error {
 			return err
 		}),
 	}
+}
+
+// together runs parts until the context, or one of them, ends.
+func together(ctx context.Context, parts []func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ends := make(chan error, len(parts))
@@ -119,17 +151,19 @@ func webhooks(client kubernetes.Interface, m *metrics, log *slog.Logger) http.Ha
 }
 
 // health is ready when the API server can reach the webhooks: there is a certificate, and it was told of it.
-func health(certs *certificates, registry *prometheus.Registry) http.Handler {
+func health(ready func() bool, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if certs.serving.Load() == nil || !certs.known.Load() {
+		if !ready() {
 			http.Error(w, "no certificate yet, or the webhook configurations do not have it; the log says why", http.StatusServiceUnavailable)
 		}
 	})
 	return mux
 }
+
+func (c *certificates) ready() bool { return c.serving.Load() != nil && c.known.Load() }
 
 // listener serves until the context ends, with TLS where there is a configuration for it.
 func listener(server *http.Server) func(context.Context) error {

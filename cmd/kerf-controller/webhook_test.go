@@ -253,7 +253,7 @@ func TestHealth(t *testing.T) {
 	certs := c.replica()
 	m, registry := newMetrics(certs)
 	m.requests.WithLabelValues("x", "allowed").Inc()
-	server := httptest.NewServer(health(certs, registry))
+	server := httptest.NewServer(health(certs.ready, registry))
 	defer server.Close()
 	get := func(path string) (int, string) {
 		response, err := http.Get(server.URL + path)

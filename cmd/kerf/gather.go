@@ -36,6 +36,7 @@ var gatherers = []gatherer{
 	{doctor.Devices, 2 * time.Second, gatherDevices},
 	{doctor.MPS, 5 * time.Second, gatherMPS},
 	{doctor.Kubernetes, 2 * time.Second, gatherKubernetes},
+	{doctor.Storage, 5 * time.Second, gatherStorage},
 	{doctor.Kernel, 2 * time.Second, gatherKernel},
 	{doctor.SelfTest, 60 * time.Second, gatherSelfTest},
 }

@@ -74,6 +74,9 @@ func gatherHealth(ctx context.Context, p patient) (func(*doctor.Facts), error) {
 				f.Links = append(f.Links, doctor.Link{Index: d.Index, Link: d.Vitals.Link, NVLinks: d.Vitals.NVLinks, Up: d.Vitals.NVLinksUp})
 			}
 		}
+		for _, p := range h.Probes {
+			f.Probes = append(f.Probes, doctor.Probe{Name: p.Name, Needs: p.Needs, On: p.On, Reason: p.Reason, Hits: p.Hits, Lost: p.Lost, PerRun: p.PerRun.Seconds(), Cost: p.Cost})
+		}
 		for _, s := range h.Sources {
 			f.Sources = append(f.Sources, doctor.Source{Name: s.Name, Why: s.Why, Up: s.Up, Lost: s.Lost})
 		}

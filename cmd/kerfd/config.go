@@ -42,6 +42,7 @@ type Config struct {
 	NICs       []NICConfig      `yaml:"nics"` // PFs that are to have VFs; others are left as they are
 	Monitor    MonitorConfig    `yaml:"monitor"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
+	Storage    StorageConfig    `yaml:"storage"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
 
 	mpsEnter []string // by which an MPS daemon gets a /dev/shm of its own; nil: kerfd may not mount
@@ -123,6 +124,7 @@ func (c Config) complete() (Config, error) {
 	}
 	c.Kubernetes = c.Kubernetes.complete()
 	c.Monitor = c.Monitor.complete()
+	c.Storage = c.Storage.complete()
 	for _, dir := range []*string{&c.RunDir, &c.StateDir, &c.Root, &c.LibDir, &c.Kubernetes.KubeletDir, &c.Kubernetes.CDIDir, &c.Kubernetes.HostDir} {
 		absolute, err := filepath.Abs(*dir)
 		if err != nil {
@@ -147,7 +149,7 @@ func (c Config) complete() (Config, error) {
 			return c, err
 		}
 	}
-	if err := errors.Join(validateNICs(c.NICs), c.Monitor.validate()); err != nil {
+	if err := errors.Join(validateNICs(c.NICs), c.Monitor.validate(), c.Storage.validate(c.Kubernetes)); err != nil {
 		return c, err
 	}
 	if c.overcommits() && !*c.Leases {

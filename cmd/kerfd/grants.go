@@ -27,6 +27,7 @@ type grants struct {
 	containers *containers      // nil without Kubernetes
 	monitor    *monitor.Monitor // nil where nobody watches
 	events     *healthEvents    // nil without Kubernetes
+	probes     *probes          // nil where nobody watches
 	log        *slog.Logger
 	changed    *notice // the hardware's too: what the GPUs are, and what is granted where
 	owners     keyedLocks
@@ -252,6 +253,7 @@ func (g *grants) dissolve(id string) error {
 
 // onEvent is the arbiter's Notify.
 func (g *grants) onEvent(e arbiter.Event) {
+	g.probes.session(e)
 	level := slog.LevelDebug
 	switch e.Kind {
 	case arbiter.Tampered, arbiter.MemoryUnknown, arbiter.MemoryKnown, arbiter.Refused, arbiter.Noted, arbiter.Lost, arbiter.LeaseOverrun, arbiter.PoolShort:

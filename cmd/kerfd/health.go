@@ -37,6 +37,7 @@ type MonitorConfig struct {
 	Kmsg       string             `yaml:"kmsg"`       // the kernel log; a simulated node has its own
 	Interval   time.Duration      `yaml:"interval"`   // between two readings of a GPU; 15s
 	Thresholds monitor.Thresholds `yaml:"thresholds"` // zero: the default
+	Probes     ProbesConfig       `yaml:"probes"`
 }
 
 func (m MonitorConfig) complete() MonitorConfig {
@@ -45,6 +46,7 @@ func (m MonitorConfig) complete() MonitorConfig {
 	m.Profile = cmp.Or(m.Profile, "nvidia")
 	m.Mode = cmp.Or(m.Mode, monitor.ModeObserve)
 	m.Interval = cmp.Or(m.Interval, monitor.DefaultPoll.Every)
+	m.Probes = m.Probes.complete()
 	standard := monitor.DefaultThresholds()
 	m.Thresholds.PCIeReplays = cmp.Or(m.Thresholds.PCIeReplays, standard.PCIeReplays)
 	m.Thresholds.PortErrors = cmp.Or(m.Thresholds.PortErrors, standard.PortErrors)
@@ -248,6 +250,7 @@ func (g *grants) health() control.Health {
 	h := control.Health{Schema: control.HealthSchema, Simulated: g.hardware.Node().Simulated, Off: g.monitor == nil}
 	if g.monitor != nil {
 		h.Report = g.monitor.Report()
+		h.Probes = g.probes.rows()
 	}
 	return h
 }

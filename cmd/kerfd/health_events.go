@@ -52,7 +52,7 @@ func (h *healthEvents) tell(d monitor.Device, n monitor.Notice) {
 // reasons are the Events' words for machines; a kind that is not here makes none.
 var reasons = map[monitor.NoticeKind]string{
 	monitor.NoticeRaised: "DeviceFault", monitor.NoticeCleared: "DeviceFaultCleared", monitor.NoticeReleased: "DeviceReleased",
-	monitor.NoticeTenant: "GPUFaultOfPod", monitor.NoticeUnknown: "UnknownXid",
+	monitor.NoticeTenant: "GPUFaultOfPod", monitor.NoticeOOM: "GPUProcessOOMKilled", monitor.NoticeCrash: "GPUProcessCrashed", monitor.NoticeUnknown: "UnknownXid",
 }
 
 var podTenant = regexp.MustCompile(`^pod ([^/]+)/(\S+) \(`)
@@ -61,7 +61,8 @@ var podTenant = regexp.MustCompile(`^pod ([^/]+)/(\S+) \(`)
 func healthEvent(node string, d monitor.Device, n monitor.Notice, now time.Time) *corev1.Event {
 	reason := reasons[n.Kind]
 	pod := podTenant.FindStringSubmatch(n.Tenant)
-	if reason == "" || n.Kind == monitor.NoticeTenant && pod == nil {
+	ofPod := n.Kind == monitor.NoticeTenant || n.Kind == monitor.NoticeOOM || n.Kind == monitor.NoticeCrash
+	if reason == "" || ofPod && pod == nil {
 		return nil
 	}
 	about := corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(node)} // kubelet gives its Events this UID, and kubectl describe looks for it
@@ -70,9 +71,12 @@ func healthEvent(node string, d monitor.Device, n monitor.Notice, now time.Time)
 	if d.Index < 0 {
 		message = fmt.Sprintf("%s: %s", d.ID, n.Text)
 	}
-	if n.Kind == monitor.NoticeTenant {
+	if ofPod {
 		about = corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod[1], Name: pod[2]}
 		namespace = pod[1]
+		message = fmt.Sprintf("process %d: %s", n.PID, n.Text)
+	}
+	if n.Kind == monitor.NoticeTenant {
 		message = fmt.Sprintf("Xid %d by process %d on GPU %d: %s; this is the program's own fault, and the card stays in service", n.Code, n.PID, d.Index, n.Text)
 	}
 	kind := corev1.EventTypeWarning

@@ -100,6 +100,9 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET "+control.DoorsPath+"/{door}/holds", rootOnly(s.getOwners))
 	mux.HandleFunc("DELETE "+control.DoorsPath+"/{door}/holds/{owner}", rootOnly(s.deleteHold))
 	mux.HandleFunc("GET "+control.ReadyPath, func(w http.ResponseWriter, r *http.Request) { answer(w, struct{}{}, s.kubernetes.ready(r.Context())) })
+	mux.HandleFunc("GET "+control.StoragePath, rootOnly(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, s.kubernetes.storage(r.Context()), nil)
+	}))
 	mux.HandleFunc("GET "+cni.PodGPUsPath, rootOnly(s.getPodGPUs))
 	mux.Handle("GET "+control.MetricsPath, s.metrics)
 	return mux

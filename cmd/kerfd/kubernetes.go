@@ -33,15 +33,16 @@ import (
 
 // kubernetes is the cluster's side of kerfd: the doors for pods. It is nil on a machine that is no node, and then ready.
 type kubernetes struct {
-	config KubernetesConfig
-	grants *grants
-	log    *slog.Logger
-	in     installation
-	client clientset.Interface
-	driver *dra.Driver          // nil where dra is off
-	plugin *deviceplugin.Plugin // nil where it is off
-	nics   *nics                // nil where NICs are off
-	wires  *dra.Driver          // of NICs, likewise
+	config  KubernetesConfig
+	grants  *grants
+	log     *slog.Logger
+	in      installation
+	client  clientset.Interface
+	driver  *dra.Driver          // nil where dra is off
+	plugin  *deviceplugin.Plugin // nil where it is off
+	nics    *nics                // nil where NICs are off
+	wires   *dra.Driver          // of NICs, likewise
+	volumes *storage             // nil where there are none
 
 	up atomic.Bool // its GPUs were published once
 
@@ -59,7 +60,7 @@ func newKubernetes(c Config, log *slog.Logger) (k *kubernetes, err error) {
 	if k.in, err = install(c.LibDir, c.Kubernetes.HostDir); err != nil {
 		return nil, err
 	}
-	if *c.Kubernetes.DRA {
+	if *c.Kubernetes.DRA || c.Storage.Enabled {
 		k.client, err = k.connect()
 	}
 	return k, err
@@ -84,6 +85,9 @@ func (k *kubernetes) serve(g *grants, metrics prometheus.Registerer) (err error)
 			return err
 		}
 		metrics.MustRegister(k.wires.Collectors()...)
+	}
+	if k.volumes, err = k.newStorage(g.config, metrics); err != nil {
+		return err
 	}
 	k.takeUp()
 	if *c.DRA {
@@ -141,22 +145,30 @@ func (k *kubernetes) connect() (clientset.Interface, error) {
 
 // core are the parts of it that only one kerfd of a node can have: the records of NICs are one process's.
 func (k *kubernetes) core() []part {
-	if k == nil || k.nics == nil {
+	if k == nil {
 		return nil
+	}
+	volumes := k.volumes.parts()
+	if k.nics == nil {
+		return volumes
 	}
 	runtime := nic.NewRuntime(k.config.NICs.NRISocket, k.nics, k.report("nri"))
 	parts := []part{{"nic driver", k.wires.Run}, {"nri", runtime.Run}, {"nics", k.nics.Run}}
 	if k.config.NICs.StandIn {
 		parts = append(parts, part{"stand-ins", k.nics.keepStandIns})
 	}
-	return parts
+	return append(parts, volumes...)
 }
 
 func (k *kubernetes) close() error {
-	if k == nil || k.nics == nil {
+	if k == nil {
 		return nil
 	}
-	return k.nics.close()
+	err := k.volumes.close()
+	if k.nics != nil {
+		err = errors.Join(err, k.nics.close())
+	}
+	return err
 }
 
 // node is what a driver needs of this one.
@@ -230,7 +242,7 @@ func (k *kubernetes) ready(ctx context.Context) error {
 	if k.wires != nil && !k.wires.Registered() {
 		errs = append(errs, errors.New("kubelet has not registered the driver of NICs"))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, k.volumes.ready())...)
 }
 
 func (k *kubernetes) driverReady(ctx context.Context) error {

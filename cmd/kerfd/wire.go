@@ -60,6 +60,8 @@ type core struct {
 	control  *server
 	listener net.Listener
 	monitor  *monitor.Monitor // nil where nobody watches
+	probes   *probes          // likewise
+	taints   *taintTimes      // nil where nobody watches, and on a machine that is no node
 }
 
 // openCore builds the core from what an earlier kerfd left. After an error nothing is held.
@@ -127,7 +129,13 @@ func (k *core) watch(g *grants, cluster *kubernetes, metrics *prometheus.Registr
 	}
 	k.monitor = g.monitor
 	k.hardware.verdicts = g.monitor
-	return metrics.Register(g.monitor.Collector())
+	g.probes = openProbes(k.config.Monitor.Probes, g, log)
+	k.probes = g.probes
+	if cluster != nil && cluster.client != nil {
+		k.taints = newTaintTimes(cluster, g.monitor)
+		metrics.MustRegister(k.taints.took)
+	}
+	return errors.Join(metrics.Register(g.monitor.Collector()), metrics.Register(g.probes))
 }
 
 func (k *core) parts() []part {
@@ -141,7 +149,10 @@ func (k *core) parts() []part {
 		{"control", func(ctx context.Context) error { return k.control.serve(ctx, k.listener) }},
 	}
 	if k.monitor != nil {
-		parts = append(parts, part{"monitor", k.monitor.Run})
+		parts = append(parts, part{"monitor", k.monitor.Run}, part{"probes", k.probes.Run})
+	}
+	if k.taints != nil {
+		parts = append(parts, part{"taint times", k.taints.Run})
 	}
 	if k.grants.events != nil {
 		parts = append(parts, part{"events", k.grants.events.Run})
@@ -165,7 +176,7 @@ func (k *core) close(last bool) error {
 		errs = append(errs, k.control.kubernetes.close())
 	}
 	if k.monitor != nil {
-		errs = append(errs, k.monitor.Close())
+		errs = append(errs, k.probes.close(), k.monitor.Close())
 	}
 	if k.hardware != nil {
 		errs = append(errs, k.hardware.close(last))

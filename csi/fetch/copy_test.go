@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -271,48 +272,90 @@ func TestCopyShared(t *testing.T) {
 }
 
 // BenchmarkCopy is a load from a server on loopback into a file, verified, beside what one reader gets from the same server without checks: the
-// source's own limit. Both ends share the machine.
+// source's own limit. Both ends share the machine. The capped source gives 200 MB a second to all of its connections together, as a network would.
 func BenchmarkCopy(b *testing.B) {
-	data := random(256 << 20)
-	s := newSite(b, data, nil)
-	spec, err := fetch.ParseSpec(s.URL + "/file")
-	if err != nil {
-		b.Fatal(err)
-	}
-	src, err := fetch.Open(b.Context(), spec, loopback(), fetch.Credentials{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	entries, err := src.List(b.Context())
-	if err != nil {
-		b.Fatal(err)
-	}
-	file, err := os.Create(filepath.Join(b.TempDir(), "file"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer file.Close()
-	b.Run("source", func(b *testing.B) {
-		b.SetBytes(int64(len(data)))
-		for b.Loop() {
+	data := random(128 << 20)
+	for name, rate := range map[string]float64{"loopback": 0, "capped": 200e6} {
+		l := &link{rate: rate}
+		s := newSite(b, data, func(s *site, _ int64, w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("ETag", s.etag)
+			http.ServeContent(w, r, "file", time.Time{}, l.over(s.data))
+			return true
+		})
+		spec, err := fetch.ParseSpec(s.URL + "/file")
+		if err != nil {
+			b.Fatal(err)
+		}
+		src, err := fetch.Open(b.Context(), spec, loopback(), fetch.Credentials{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		entries, err := src.List(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		file, err := os.Create(filepath.Join(b.TempDir(), "file"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer file.Close()
+		bench := func(what string, load func(b *testing.B)) {
+			b.Run(name+"/"+what, func(b *testing.B) {
+				b.SetBytes(int64(len(data)))
+				for b.Loop() {
+					load(b)
+				}
+			})
+		}
+		bench("source", func(b *testing.B) {
 			r, err := src.Open(b.Context(), entries[0], 0, int64(len(data)))
 			if err != nil {
 				b.Fatal(err)
 			}
+			defer r.Close()
 			if _, err := io.Copy(io.NewOffsetWriter(file, 0), r); err != nil {
 				b.Fatal(err)
 			}
-			r.Close()
-		}
-	})
-	for _, part := range []node.Bytes{8 * node.MiB, 16 * node.MiB} {
-		b.Run("copy-"+part.String(), func(b *testing.B) {
-			b.SetBytes(int64(len(data)))
-			for b.Loop() {
-				if _, err := fetch.NewCopier(src, fetch.Options{Part: part}).Copy(b.Context(), entries[0], file, fetch.Resume{}); err != nil {
-					b.Fatal(err)
-				}
+		})
+		bench("copy", func(b *testing.B) {
+			if _, err := fetch.NewCopier(src, fetch.Options{Part: 8 * node.MiB}).Copy(b.Context(), entries[0], file, fetch.Resume{}); err != nil {
+				b.Fatal(err)
 			}
 		})
 	}
+}
+
+// link lets so many bytes a second through, 0 is all.
+type link struct {
+	rate float64
+	mu   sync.Mutex
+	free time.Time // when it has sent what it took
+}
+
+// linked reads bytes through a link.
+type linked struct {
+	*bytes.Reader
+	l *link
+}
+
+func (l *link) over(data []byte) io.ReadSeeker { return &linked{bytes.NewReader(data), l} }
+
+// WriteTo hides the reader's own, which would pass the link by.
+func (r *linked) WriteTo(w io.Writer) (int64, error) {
+	return io.Copy(w, struct{ io.Reader }{r})
+}
+
+func (r *linked) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b[:min(len(b), 64<<10)])
+	if r.l.rate > 0 {
+		r.l.mu.Lock()
+		if now := time.Now(); r.l.free.Before(now) {
+			r.l.free = now
+		}
+		r.l.free = r.l.free.Add(time.Duration(float64(n) / r.l.rate * float64(time.Second)))
+		wait := time.Until(r.l.free)
+		r.l.mu.Unlock()
+		time.Sleep(wait)
+	}
+	return n, err
 }

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -273,6 +276,17 @@ func TestOCI(t *testing.T) {
 	if err != nil || !bytes.Equal(got, layer) {
 		t.Fatal(err)
 	}
+	gated := tokens(t, addr)
+	password := fetch.Credentials{Username: "me", Password: "hunter2"}
+	at := "oci://" + gated + "/team/model:v1?plain=true"
+	if got, err := load(t.Context(), t, open(t, at, loopback(), password), quick()); err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("with a password that buys tokens: %v", err)
+	}
+	for name, c := range map[string]fetch.Credentials{"no password": {}, "wrong password": {Username: "me", Password: "hunter3"}} {
+		if _, err := open(t, at, loopback(), c).List(t.Context()); !errors.Is(err, fetch.ErrDenied) || strings.Contains(err.Error(), "hunter") {
+			t.Errorf("%s: want %v, got %v", name, fetch.ErrDenied, err)
+		}
+	}
 	for _, ref := range []string{"team/model:v2", "team/none:v1", "team/model@sha256:" + strings.Repeat("0", 64)} {
 		if _, err := open(t, "oci://"+addr+"/"+ref+"?plain=true", loopback(), fetch.Credentials{}).List(t.Context()); !errors.Is(err, fetch.ErrNotFound) {
 			t.Errorf("%s: want %v, got %v", ref, fetch.ErrNotFound, err)
@@ -301,4 +315,29 @@ func push(t *testing.T, addr, name, tag string, annotations map[string]string, m
 		t.Fatal(err)
 	}
 	return manifest.Digest.String()
+}
+
+// tokens is a front of a registry that wants a bearer token, and sells it for a password.
+func tokens(t *testing.T, registry string) string {
+	t.Helper()
+	mux := http.NewServeMux()
+	front := httptest.NewServer(mux)
+	t.Cleanup(front.Close)
+	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); password != "hunter2" || r.URL.Query().Get("scope") != "repository:team/model:pull" {
+			http.Error(w, "", http.StatusUnauthorized)
+			return
+		}
+		fmt.Fprint(w, `{"token":"bought"}`)
+	})
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
+	mux.HandleFunc("/v2/", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer bought" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+front.URL+`/token",service="test",scope="repository:team/model:pull"`)
+			http.Error(w, "", http.StatusUnauthorized)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	})
+	return strings.TrimPrefix(front.URL, "http://")
 }

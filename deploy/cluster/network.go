@@ -26,10 +26,11 @@ func hasLink(name string) bool {
 	return err == nil
 }
 
-// makeLink makes the bridge of the pods. The node's address and the API server's are on it.
+// makeLink makes the bridge of the pods. The node's address and the API server's are on it. Its MAC is set: else it would be the lowest of its
+// ports', another one whenever a pod comes or goes, and the other pods would lose the API server until their ARP entry is found wrong.
 func makeLink(ctx context.Context, s state) error {
 	for _, args := range [][]string{
-		{"link", "add", s.link(), "type", "bridge"},
+		{"link", "add", s.link(), "address", fmt.Sprintf("02:6b:65:72:66:%02x", s.Slot), "type", "bridge"},
 		{"addr", "add", s.nodeIP() + "/24", "dev", s.link()},
 		{"addr", "add", s.apiIP() + "/32", "dev", s.link()},
 		{"link", "set", s.link(), "up"},

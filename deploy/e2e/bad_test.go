@@ -334,10 +334,16 @@ func hasTaint(c card, key string) bool {
 }
 
 // inject puts a fault into a simulated card.
-func (s *scene) inject(gpu, fault string) {
+func (s *scene) inject(gpu string, fault ...string) {
 	s.Helper()
-	out, err := s.kubectl(context.Background(), nil, "exec", "-n", installNamespace, "daemonset/kerfd", "--", "/usr/bin/kerf", "sim", "inject", "--gpu", gpu, fault)
+	s.kerf(append([]string{"sim", "inject", "--gpu", gpu}, fault...)...)
+}
+
+// kerf runs a command of kerf's on the node.
+func (s *scene) kerf(args ...string) {
+	s.Helper()
+	out, err := s.kubectl(context.Background(), nil, append([]string{"exec", "-n", installNamespace, "daemonset/kerfd", "--", "/usr/bin/kerf"}, args...)...)
 	if err != nil {
-		s.Fatalf("kerf sim inject: %v: %s", err, out)
+		s.Fatalf("kerf %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 }

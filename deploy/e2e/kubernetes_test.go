@@ -76,6 +76,17 @@ var stages = []stage{
 		{"hook", testNICsTalk},
 		{"crash", testNICCrash},
 	}},
+	{"faults", []string{"monitor.mode=evict", "controller.evictions.mode=evict", "controller.evictions.settle=1s"}, 8, []scenario{
+		{"job-moves", testJobMoves},
+	}},
+	{"storage", []string{"storage.enabled=true", "storage.pools[0].name=scratch", "storage.pools[0].path=/var/lib/kerf/scratch", "storage.pools[0].enforce=none"}, 8, []scenario{
+		{"install", testInstall},
+		{"claim", testScratchClaim},
+		{"inline", testScratchInline},
+		{"bad", testBadScratch},
+		{"crash", testScratchCrash},
+		{"example", testScratchExample},
+	}},
 	{"device-plugin", []string{"dra.enabled=false", "devicePlugin.enabled=true"}, 0, []scenario{
 		{"plugin", testDevicePlugin},
 		{"plugin-kubelet-restart", testDevicePluginKubeletRestart},

@@ -45,8 +45,8 @@ type row struct {
 	took                            time.Duration
 }
 
-// newLab builds what is tested, starts a cluster and puts the images there. Everything goes when the test ends, however it ends.
-func newLab(t *testing.T) *lab {
+// newLab builds what is tested, starts a cluster, with these flags, and puts the images there. Everything goes when the test ends, however it ends.
+func newLab(t *testing.T, with ...string) *lab {
 	t.Helper()
 	switch {
 	case os.Getenv("KERF_E2E") == "":
@@ -69,7 +69,7 @@ func newLab(t *testing.T) *lab {
 	if os.Getenv("KERF_E2E_BUILT") == "" { // set: what is in build is to be tested as it is
 		l.make(t, "image", "build/bin/cluster")
 	}
-	l.up(t)
+	l.up(t, with...)
 	l.connect(t)
 	return l
 }
@@ -90,7 +90,7 @@ func (l *lab) make(t *testing.T, targets ...string) {
 	t.Logf("make %s took %.1f s", strings.Join(targets, " "), time.Since(began).Seconds())
 }
 
-func (l *lab) up(t *testing.T) {
+func (l *lab) up(t *testing.T, with ...string) {
 	t.Helper()
 	if out, err := l.cluster(t.Context(), "down"); err != nil { // of a run that was killed
 		t.Fatalf("remove an old cluster: %v: %s", err, out)
@@ -105,7 +105,7 @@ func (l *lab) up(t *testing.T) {
 		}
 	})
 	began := time.Now()
-	if out, err := l.cluster(t.Context(), "up"); err != nil {
+	if out, err := l.cluster(t.Context(), "up", with...); err != nil {
 		t.Fatalf("cluster up: %v: %s", err, out)
 	}
 	t.Logf("the cluster was ready after %.1f s", time.Since(began).Seconds())
@@ -191,11 +191,12 @@ func (l *lab) table(t *testing.T) {
 func (l *lab) dump(name string) {
 	ctx := context.Background() // also when the test's own is over
 	for file, args := range map[string][]string{
-		"pods.txt":   {"describe", "pods", "-A"},
-		"claims.txt": {"get", "resourceclaims,resourceslices,deviceclasses", "-A", "-o", "yaml"},
-		"events.txt": {"get", "events", "-A", "--sort-by=.metadata.creationTimestamp"},
-		"kerfd.txt":  {"logs", "-n", installNamespace, "-l", kerfdLabel, "--all-containers", "--tail=-1", "--timestamps"},
-		"before.txt": {"logs", "-n", installNamespace, "-l", kerfdLabel, "--all-containers", "--tail=-1", "--timestamps", "--previous"},
+		"pods.txt":       {"describe", "pods", "-A"},
+		"claims.txt":     {"get", "resourceclaims,resourceslices,deviceclasses", "-A", "-o", "yaml"},
+		"events.txt":     {"get", "events", "-A", "--sort-by=.metadata.creationTimestamp"},
+		"kerfd.txt":      {"logs", "-n", installNamespace, "-l", kerfdLabel, "--all-containers", "--tail=-1", "--timestamps"},
+		"controller.txt": {"logs", "-n", installNamespace, "-l", "app.kubernetes.io/component=controller", "--tail=-1", "--timestamps", "--prefix"},
+		"before.txt":     {"logs", "-n", installNamespace, "-l", kerfdLabel, "--all-containers", "--tail=-1", "--timestamps", "--previous"},
 	} {
 		out, err := l.kubectl(ctx, nil, args...)
 		if err != nil {

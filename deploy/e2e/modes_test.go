@@ -40,7 +40,9 @@ var examples = map[string]string{
 	"prioritized-list.yaml":   "stage mixed",
 	"device-plugin.yaml":      "stage device-plugin",
 	"hami.yaml":               "scenario hami",
+	"scratch.yaml":            "stage storage",
 	"gpu-and-nic.yaml":        "not run here: NICs are off in this stage; stage nics runs such a claim",
+	"checkpoint-job.yaml":     "stage faults",
 	"kueue-quota.yaml":        "not run: Kueue's image is in a registry",
 }
 

@@ -34,6 +34,7 @@ const (
 // The resources that are watched.
 var (
 	pods           = corev1.SchemeGroupVersion.WithResource("pods")
+	configMaps     = corev1.SchemeGroupVersion.WithResource("configmaps")
 	events         = corev1.SchemeGroupVersion.WithResource("events")
 	claims         = resourceapi.SchemeGroupVersion.WithResource("resourceclaims")
 	resourceSlices = resourceapi.SchemeGroupVersion.WithResource("resourceslices")

@@ -37,6 +37,8 @@ func suites() []suite {
 		{name: "link", pkg: "./cni/link", hardware: "cni"},
 		{name: "cni", pkg: "./cni", hardware: "cni"},
 		{name: "source", pkg: "./monitor/source", hardware: "cni"},
+		{name: "bpf", pkg: "./monitor/bpf", hardware: "cni", run: "^TestLab(All|OOM|Crash|AER)$"},
+		{name: "bpf-disk", pkg: "./monitor/bpf", hardware: "storage", run: "^TestLabDisk$"},
 		{name: "pool", pkg: "./csi/pool", hardware: "storage"},
 		kerfCNI(), hostDevice(), sriovCNI(),
 	}

@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/kerf-gpu/kerf/internal/node"
 )
@@ -41,11 +42,43 @@ func (h Host) path(parts ...string) string {
 
 // text is a one-line attribute, empty where there is none.
 func text(dir, name string) string {
-	b, err := os.ReadFile(filepath.Join(dir, name))
+	b, err := attribute(filepath.Join(dir, name))
 	if err != nil {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// attribute reads a file of the kernel in three system calls. os.ReadFile takes ten, for what such a file is not (pollable, large), and
+// a node has some hundred of them that are read every few seconds.
+func attribute(path string) (content []byte, err error) {
+	fd, err := retry(func() (int, error) { return syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = syscall.Close(fd) }()
+	const page = 4096 // that the kernel gives at most for one attribute
+	for {
+		content = slices.Grow(content, page)
+		n, err := retry(func() (int, error) { return syscall.Read(fd, content[len(content):cap(content)]) })
+		if err != nil {
+			return nil, err
+		}
+		short := n < cap(content)-len(content)
+		content = content[:len(content)+n]
+		if short {
+			return content, nil
+		}
+	}
+}
+
+// retry goes on after a signal, which the Go runtime sends itself.
+func retry(call func() (int, error)) (n int, err error) {
+	for {
+		if n, err = call(); err != syscall.EINTR { //nolint:errorlint // a system call's own
+			return n, err
+		}
+	}
 }
 
 func number(dir, name string) int {
@@ -55,7 +88,14 @@ func number(dir, name string) int {
 
 // device is the resolved directory of a PCI function.
 func (h Host) device(at node.PCIAddress) (string, error) {
-	dir, err := filepath.EvalSymlinks(h.path("bus/pci/devices", at.String()))
+	name := h.path("bus/pci/devices", at.String())
+	target, err := os.Readlink(name)
+	dir := filepath.Join(filepath.Dir(name), target) // one link in the kernel's own tree: there is no need to look at every part of the path
+	if err == nil {
+		_, err = os.Lstat(dir)
+	} else {
+		dir, err = filepath.EvalSymlinks(name)
+	}
 	if err != nil {
 		return "", fmt.Errorf("find PCI device %s: %w", at, err)
 	}

@@ -24,6 +24,7 @@ var Checks = []Check{
 	{"gpu.links", Quick, []Section{Daemon, Health}, judgeLinks},
 	{"topology.numa", Quick, []Section{Daemon}, judgeNUMA},
 	{"monitor.sources", Quick, []Section{Daemon, Health}, judgeSources},
+	{"monitor.probes", Quick, []Section{Daemon, Health}, judgeProbes},
 	{"kernel.features", Quick, []Section{Kernel}, judgeKernel},
 	{"shim.file", Quick, []Section{Daemon, Files}, judgeShim},
 	{"shim.limit", Active, []Section{Daemon, SelfTest}, judgeSelfTest},
@@ -31,6 +32,7 @@ var Checks = []Check{
 	{"kubernetes.ready", Quick, []Section{Daemon, Kubernetes}, judgeReady},
 	{"kubernetes.cdi", Quick, []Section{Daemon, Kubernetes}, judgeCDI},
 	{"kubernetes.slices", Quick, []Section{Daemon, Kubernetes}, judgeSlices},
+	{"storage.pools", Quick, []Section{Daemon, Storage}, judgePools},
 }
 
 func mark(simulated bool) string {
@@ -214,6 +216,33 @@ func judgeSources(f *Facts) Finding {
 		return found(Info, "", "%d sources are up; %d records of the kernel log were overwritten unread, and the GPUs were read again after each loss", len(f.Sources), lost)
 	}
 	return pass("%d sources are up, nothing was lost", len(f.Sources))
+}
+
+// judgeProbes: nothing needs the probes, so that one that is off is no fault.
+func judgeProbes(f *Facts) (finding Finding) {
+	if f.MonitorOff {
+		return found(Skip, "", "monitor.enabled is false in kerfd's configuration")
+	}
+	var off, lossy []string
+	cost := 0.0
+	for _, p := range f.Probes {
+		cost += p.Cost
+		if !p.On {
+			off = append(off, p.Name+": "+p.Reason)
+		}
+		if p.Lost > 0 {
+			lossy = append(lossy, fmt.Sprintf("%s lost %d of %d", p.Name, p.Lost, p.Hits))
+		}
+	}
+	defer func() { finding.Probes = f.Probes }()
+	on := fmt.Sprintf("%d of %d probes are on, at %.3g %% of a CPU", len(f.Probes)-len(off), len(f.Probes), cost*100)
+	switch {
+	case len(lossy) > 0:
+		return found(Warn, "more happened at once than could be told; the kernel log has what it was", "%s; %s", on, strings.Join(lossy, "; "))
+	case len(off) > 0:
+		return found(Info, "", "%s; off: %s", on, strings.Join(off, "; "))
+	}
+	return pass("%s", on)
 }
 
 func judgeKernel(f *Facts) Finding {

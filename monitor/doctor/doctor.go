@@ -74,6 +74,7 @@ type Finding struct {
 	Found    string  `json:"found"`
 	Fix      string  `json:"fix,omitempty"`
 	Duration float64 `json:"duration"` // seconds, of gathering its facts
+	Probes   []Probe `json:"probes,omitempty"`
 }
 
 // Report is an examination. Schema is kerf.doctor/v1.

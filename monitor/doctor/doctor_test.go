@@ -24,8 +24,9 @@ func well() *Facts {
 	return &Facts{
 		Failed: map[Section]string{}, Took: map[Section]time.Duration{}, Socket: "/run/kerf/kerfd.sock", Version: "v1", Own: "v1", Root: "/", LibDir: "/usr/lib/kerf",
 		Driver: node.Driver{Version: "580.95.05", CUDAVersion: 13000}, GPUs: []node.GPU{gpu}, NUMA: 2, MemoryLimits: true,
-		Cards: []Card{{Index: 0, UUID: gpu.UUID}}, Verdicts: []Verdict{{Name: "GPU 0", Status: Pass}}, Sources: []Source{{Name: "kmsg", Up: true}},
+		Cards: []Card{{Index: 0, UUID: gpu.UUID}}, Verdicts: []Verdict{{Name: "GPU 0", Status: Pass}}, Sources: []Source{{Name: "kmsg", Up: true}}, Probes: []Probe{{Name: "oom", On: true}},
 		Links: []Link{{Link: node.PCIeLink{Width: 16, MaxWidth: 16}, NVLinks: 4, Up: 4}}, Module: "580.95.05", Nodes: 2, MPSProgram: "mps",
+		Pools:     []Pool{{Name: "fast", Kind: "dir", Total: 100 * node.GiB, Free: 60 * node.GiB, Volumes: 2}},
 		TestSlice: 2 * node.GiB, NodeName: "n1", CDIDir: "/var/run/cdi", Published: []string{"gpu-1"}, Expected: []string{"gpu-1"}, PCIGPUs: 1,
 	}
 }
@@ -102,6 +103,9 @@ func TestJudgements(t *testing.T) {
 		{"monitor.sources", Warn, "kmsg: no permission", func(f *Facts) { f.Sources[0] = Source{Name: "kmsg", Why: "no permission"} }},
 		{"monitor.sources", Info, "7 records", func(f *Facts) { f.Sources[0].Lost = 7 }},
 		{"monitor.sources", Warn, "x.corrupt", func(f *Facts) { f.SetAside = []string{"x.corrupt"} }},
+		{"monitor.probes", Info, "off: oom: tracefs is not mounted", func(f *Facts) { f.Probes[0] = Probe{Name: "oom", Reason: "tracefs is not mounted"} }},
+		{"monitor.probes", Warn, "oom lost 3 of 5", func(f *Facts) { f.Probes[0].Lost, f.Probes[0].Hits = 3, 5 }},
+		{"monitor.probes", Skip, "monitor.enabled", func(f *Facts) { f.MonitorOff = true }},
 		{"kernel.features", Info, "no BTF", func(f *Facts) { f.Lacking = []string{"no BTF"} }},
 		{"shim.file", Crit, "not Kerf's", func(f *Facts) { f.BadShim = "x is not Kerf's shim" }},
 		{"shim.limit", Crit, "too much", func(f *Facts) { f.TestFailed = "too much" }},
@@ -115,6 +119,11 @@ func TestJudgements(t *testing.T) {
 		{"kubernetes.cdi", Crit, "no such", func(f *Facts) { f.CDIError = "no such directory" }},
 		{"kubernetes.cdi", Crit, "no spec for a", func(f *Facts) { f.MissingSpecs = []string{"a"} }},
 		{"kubernetes.slices", Warn, "not published: gpu-2", func(f *Facts) { f.Expected = append(f.Expected, "gpu-2") }},
+		{"storage.pools", Skip, "no volumes", func(f *Facts) { f.StorageOff, f.Pools = true, nil }},
+		{"storage.pools", Crit, "pool fast (dir): gone", func(f *Facts) { f.Pools[0].Error = "gone" }},
+		{"storage.pools", Warn, "1Gi of 100Gi are free", func(f *Facts) { f.Pools[0].Free = node.GiB }},
+		{"storage.pools", Crit, "not registered", func(f *Facts) { f.StorageUnknown = true }},
+		{"storage.pools", Warn, "on no record: fast/x", func(f *Facts) { f.Strangers = []string{"fast/x"} }},
 		{"kubernetes.slices", Warn, "not on this node: gpu-2", func(f *Facts) { f.Published = append(f.Published, "gpu-2") }},
 		{"gpu.faults", Skip, "needs kerfd", func(f *Facts) { f.Failed[Daemon] = "no kerfd" }},
 		{"gpu.health", Unknown, "no answer within 5s", func(f *Facts) { f.Failed[Health] = "no answer within 5s" }},

@@ -19,6 +19,7 @@ const (
 	MPS        Section = "mps"        // NVIDIA's MPS
 	SelfTest   Section = "self-test"  // a program in a small slice
 	Kubernetes Section = "kubernetes" // the cluster's side
+	Storage    Section = "storage"    // pods' volumes, from kerfd
 	Kernel     Section = "kernel"     // what this kernel and this user can
 )
 
@@ -47,6 +48,7 @@ type Facts struct {
 	SetAside   []string       // state files that were damaged
 	OrphanXids map[int]uint64 // of cards that NVML does not show
 	Links      []Link
+	Probes     []Probe
 
 	// Files
 	MissingLibrary string // why one of the driver's libraries cannot be found; empty: all are there
@@ -78,6 +80,11 @@ type Facts struct {
 	Specs               int
 	MissingSpecs        []string
 	Published, Expected []string
+
+	// Storage; StorageOff: kerfd serves no volumes here
+	StorageOff, StorageUnknown bool // Unknown: to kubelet
+	Pools                      []Pool
+	Strangers                  []string // POOL/ID of what no record names
 
 	// Kernel
 	PCIGPUs  int      // NVIDIA's GPUs on the PCI bus; -1: this machine has no PCI bus to look at
@@ -113,6 +120,18 @@ type Source struct {
 	Name, Why string
 	Up        bool
 	Lost      uint64
+}
+
+// Probe is one of the programs in the kernel.
+type Probe struct {
+	Name   string  `json:"name"`
+	Needs  string  `json:"needs"`
+	On     bool    `json:"on"`
+	Reason string  `json:"reason,omitempty"` // it is off
+	Hits   uint64  `json:"hits"`
+	Lost   uint64  `json:"lost"`
+	PerRun float64 `json:"perRunSeconds"` // 0: not measured
+	Cost   float64 `json:"costRatio"`     // of one CPU
 }
 
 // Link is a GPU's PCIe link and its NVLinks.

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kerf-gpu/kerf/monitor/xid"
 )
 
@@ -91,8 +93,11 @@ func (k Kmsg) read(ctx context.Context, r *reader) error {
 		return err
 	}
 	r.to.Up(nil)
-	if info.Mode().IsRegular() || info.Mode().Type() == fs.ModeNamedPipe {
-		return r.lines(ctx, f)
+	if info.Mode().IsRegular() {
+		return r.follow(ctx, f)
+	}
+	if info.Mode().Type() == fs.ModeNamedPipe {
+		return r.lines(ctx, f, nil)
 	}
 	return r.device(f)
 }
@@ -139,11 +144,28 @@ func (r *reader) device(f *os.File) error {
 	}
 }
 
-// followEvery is how often the end of a file is looked at for more; only a simulated node has one. The real log wakes its reader.
+// followEvery is how often the end of a file is looked at for more where nothing tells that there is. The real log wakes its reader.
 const followEvery = 40 * time.Millisecond
 
-// lines follows a file of records, one a line.
-func (r *reader) lines(ctx context.Context, f *os.File) error {
+// follow reads a file of records, which a simulated node has, and waits for more by inotify: to look again and again costs more than
+// all else that an idle kerfd does.
+func (r *reader) follow(ctx context.Context, f *os.File) error {
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil { // a user may have so many
+		return r.lines(ctx, f, nil)
+	}
+	grown := os.NewFile(uintptr(fd), "inotify")
+	defer grown.Close()
+	if _, err := unix.InotifyAddWatch(fd, f.Name(), unix.IN_MODIFY); err != nil {
+		return r.lines(ctx, f, nil)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = grown.Close() })
+	defer stop()
+	return r.lines(ctx, f, grown)
+}
+
+// lines follows a file of records, one a line. What grown gives says that there may be more; nil: nothing does.
+func (r *reader) lines(ctx context.Context, f, grown *os.File) error {
 	var pending []byte
 	buf := make([]byte, maxRecord)
 	for {
@@ -167,6 +189,12 @@ func (r *reader) lines(ctx context.Context, f *os.File) error {
 			return err
 		}
 		r.caughtUp()
+		if grown != nil {
+			if _, err := grown.Read(make([]byte, maxRecord)); err != nil {
+				return ctx.Err()
+			}
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -117,7 +117,7 @@ func TestKmsgFile(t *testing.T) {
 // A log that is not there is said with what to do, and read once it is.
 func TestKmsgAbsent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHeard()
+		h := told{newHeard(), make(chan struct{})}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		path := filepath.Join(t.TempDir(), "kmsg")
@@ -129,8 +129,7 @@ func TestKmsgAbsent(t *testing.T) {
 		if err := os.WriteFile(path, []byte("4,1,1,-;"+lostText+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(retryEvery + time.Second)
-		synctest.Wait()
+		<-h.record // after retryEvery; then it waits for the kernel, so that no clock runs any more
 		if len(h.records) != 1 || h.ups[1] != "up" {
 			t.Errorf("%q, %d records", h.ups, len(h.records))
 		}
@@ -138,6 +137,14 @@ func TestKmsgAbsent(t *testing.T) {
 		<-done
 	})
 }
+
+// told says when a record has come.
+type told struct {
+	*heard
+	record chan struct{}
+}
+
+func (t told) Record(r Record) { t.heard.Record(r); t.record <- struct{}{} }
 
 func TestKmsgErrors(t *testing.T) {
 	for want, err := range map[string]error{

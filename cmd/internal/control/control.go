@@ -156,7 +156,23 @@ type Health struct {
 	Schema    string `json:"schema"`
 	Simulated bool   `json:"simulated"`
 	Off       bool   `json:"off,omitempty"` // monitor.enabled is false
+	// Probes are programs in the kernel that tell the monitor of the machine around the GPUs.
+	Probes []Probe `json:"probes,omitempty"`
 	monitor.Report
+}
+
+// Probe is one of them.
+type Probe struct {
+	Name   string        `json:"name"`
+	Tells  string        `json:"tells"`
+	Needs  string        `json:"needs"`
+	On     bool          `json:"on"`
+	Reason string        `json:"reason,omitempty"` // it is off
+	Hits   uint64        `json:"hits"`
+	Lost   uint64        `json:"lost"`   // events that had no room
+	Runs   uint64        `json:"runs"`   // while it was measured
+	PerRun time.Duration `json:"perRun"` // in ns; 0: not measured
+	Cost   float64       `json:"cost"`   // of one CPU
 }
 
 // Release is somebody's word that a device is well.

@@ -30,6 +30,7 @@ monitor:
   profile: {{ .Values.monitor.profile }}
   mode: {{ .Values.monitor.mode }}
   interval: {{ .Values.monitor.interval }}
+  probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}}
 {{- with .Values.cards }}
 cards:
   {{- toYaml . | nindent 2 }}
@@ -59,6 +60,12 @@ kubernetes:
     {{- with .Values.nics.pfs }}
     pfs: {{- toYaml . | nindent 6 }}
     {{- end }}
+{{- end }}
+{{- if .Values.storage.enabled }}
+storage:
+  enabled: true
+  provisioner: {{ .Values.storage.provisioner }}
+  pools: {{- toYaml .Values.storage.pools | nindent 4 }}
 {{- end }}
 {{- with .Values.simulate }}
 simulate:
