@@ -48,6 +48,8 @@ var rules = []rule{
 	{"csi", adapter, []string{"github.com/container-storage-interface/spec", "github.com/prometheus/client_golang", "golang.org/x/sys", "google.golang.org/", "k8s.io/", "sigs.k8s.io/"}},
 	{"csi/mount", nil, []string{"golang.org/x/sys"}},
 	{"csi/pool", []string{"internal/node", "internal/durable"}, []string{"golang.org/x/sys"}},
+	{"csi/fetch", []string{"internal/node"}, []string{"github.com/minio/minio-go", "oras.land/oras-go", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "github.com/klauspost/compress"}},
+	{"csi/dataset", []string{"csi/fetch", "internal/node", "internal/durable"}, nil},
 	{"cni/topo", []string{"internal/node"}, nil},
 	{"monitor", adapter, []string{"github.com/prometheus/client_golang", "golang.org/x/sys"}},
 	{"monitor/bpf", nil, []string{"github.com/cilium/ebpf", "golang.org/x/sys"}},

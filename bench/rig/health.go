@@ -54,7 +54,7 @@ func (r *Rig) ask(ctx context.Context, method, path string, body, answer any) er
 	if err != nil {
 		return fmt.Errorf("ask kerfd: %w", err)
 	}
-	defer func() { _ = response.Body.Close() }() // it was read
+	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(response.Body) // what is left of it is as good
 		return fmt.Errorf("ask kerfd: %s %s: %s: %s", method, path, response.Status, said)

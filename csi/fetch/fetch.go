@@ -26,6 +26,7 @@ type Entry struct {
 	Version    string     // what pins it at the source: an ETag, a version id, a blob's digest; "" where there is none
 	Executable bool
 	Archive    string // "tar", "tar+gzip", "tar+zstd": a layer, whose files stand for it in the tree; "" is a plain file
+	Whole      bool   // the source serves no ranges of it: it is read from the start, in one go
 }
 
 // Source is one dataset where it is kept.
@@ -46,4 +47,6 @@ var (
 	ErrChanged  = errors.New("changed at the source")
 	ErrRefused  = errors.New("refused by policy") // an address that a tenant may not name
 	ErrBusy     = errors.New("source is busy")    // worth another try, as are errors of the network
+	ErrDigest   = errors.New("digest mismatch")   // all bytes came, and they are not those that were promised
+	ErrLimit    = errors.New("over the limit")    // more files, more bytes or longer names than the policy allows
 )

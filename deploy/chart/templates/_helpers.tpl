@@ -33,7 +33,7 @@ monitor:
   {{- if .Values.monitor.nodeCondition }}
   nodeCondition: true
   {{- end }}
-  probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}}
+  probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}, calls: {{ and .Values.monitor.probes.calls (not .Values.simulate) }}}
 {{- with .Values.cards }}
 cards:
   {{- toYaml . | nindent 2 }}
