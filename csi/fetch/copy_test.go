@@ -349,13 +349,15 @@ func (r *linked) Read(b []byte) (int, error) {
 	n, err := r.Reader.Read(b[:min(len(b), 64<<10)])
 	if r.l.rate > 0 {
 		r.l.mu.Lock()
-		if now := time.Now(); r.l.free.Before(now) {
-			r.l.free = now
+		if burst := time.Now().Add(-50 * time.Millisecond); r.l.free.Before(burst) { // what a late timer missed is made up for
+			r.l.free = burst
 		}
 		r.l.free = r.l.free.Add(time.Duration(float64(n) / r.l.rate * float64(time.Second)))
 		wait := time.Until(r.l.free)
 		r.l.mu.Unlock()
-		time.Sleep(wait)
+		if wait > 5*time.Millisecond {
+			time.Sleep(wait)
+		}
 	}
 	return n, err
 }

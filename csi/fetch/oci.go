@@ -41,8 +41,10 @@ func openOCI(s Spec, p Policy, c Credentials) (Source, error) {
 	if host == "docker.io" && !strings.Contains(name, "/") {
 		name = "library/" + name
 	}
-	repo := &remote.Repository{Reference: registry.Reference{Registry: host, Repository: name, Reference: s.Revision}, PlainHTTP: strings.HasPrefix(s.Endpoint, "http://"),
-		MaxMetadataBytes: maxManifest}
+	repo := &remote.Repository{
+		Reference: registry.Reference{Registry: host, Repository: name, Reference: s.Revision},
+		PlainHTTP: strings.HasPrefix(s.Endpoint, "http://"), MaxMetadataBytes: maxManifest,
+	}
 	if err := p.host(&url.URL{Scheme: s.Endpoint[:strings.IndexByte(s.Endpoint, ':')], Host: repo.Reference.Host()}); err != nil {
 		return nil, err
 	}
