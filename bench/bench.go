@@ -96,6 +96,10 @@ var Scenarios = []Scenario{
 		Name: "storage", About: "1000 scratch volumes made, published and taken up again by the CSI driver, and written to; beside the bare kernel",
 		Rows: storageRows(), visit: runStorage,
 	},
+	{
+		Name: "fault", About: "Xid 79 on one simulated card after the other: until kerfd knows, until kerf release has given it back",
+		Rows: faultRows(), with: rig.Options{Leases: true}, run: runFault,
+	},
 }
 
 // Options of Run.

@@ -184,7 +184,7 @@ func TestAppendTimes(t *testing.T) {
 
 func TestUnknownScenario(t *testing.T) {
 	_, err := Run(t.Context(), []string{"overhed"}, Options{})
-	want := "no scenario 'overhed': there is overhead, shares, memory, neighbour, priority, crash, switch, overcommit, kubernetes, kubernetes-scale, cni, storage"
+	want := "no scenario 'overhed': there is overhead, shares, memory, neighbour, priority, crash, switch, overcommit, footprint, kubernetes, kubernetes-scale, cni, storage, fault"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}

@@ -23,11 +23,13 @@ var (
 	storagePublishRow = Row{"KF-1101", "1000 volumes published, 16 at once: until the last is; baseline: mkdir and mount(2) of each", "ns", Absolute, bound(second), nil}
 	storageOneRow     = Row{"KF-1102", "each of 1000 NodePublishVolumes, 16 at once; baseline: mkdir and mount(2)", "ns", Absolute, bound(2e6), bound(20e6)}
 	storageStartRow   = Row{"KF-1103", "the driver's start with 1000 volumes published, until it serves; baseline: reading their records", "ns", Absolute, bound(second), nil}
+	storageLoopRow    = Row{"KF-1105", "CreateVolume, loop, 100 GiB; baseline: a sparse file and mkfs by hand", "ns", Absolute, bound(150e6), nil}
+	storageBtrfsRow   = Row{"KF-1106", "CreateVolume, btrfs with a limit; baseline: btrfs subvolume create", "ns", Absolute, bound(10e6), nil}
 	storageWriteRow   = Row{"KF-1104", "64 MiB written to a published directory volume and synced; baseline: to a directory beside it", "ns", Absolute, nil, nil}
 )
 
 func storageRows() []Row {
-	return []Row{storageCreateRow, storagePublishRow, storageOneRow, storageStartRow, storageWriteRow}
+	return []Row{storageCreateRow, storagePublishRow, storageOneRow, storageStartRow, storageWriteRow, storageLoopRow, storageBtrfsRow}
 }
 
 // storageAtOnce is how many calls are under way together, as after a start of a node.
@@ -77,7 +79,7 @@ func runStorage(ctx context.Context, options Options) (m measured, err error) {
 		volumes, rounds = 100, 2
 	}
 	var all []taken
-	for _, part := range []func(context.Context, Options, int, int) ([]taken, error){d.creates, d.publishes, d.starts, d.writes} {
+	for _, part := range []func(context.Context, Options, int, int) ([]taken, error){d.creates, d.publishes, d.starts, d.writes, d.kinds} {
 		some, err := part(ctx, options, volumes, rounds)
 		if err != nil {
 			return m, err

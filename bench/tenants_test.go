@@ -221,7 +221,7 @@ func TestScenariosQuick(t *testing.T) {
 		exact[fmt.Sprintf("KF-%d", 400+i)] = true // where each class is refused
 		exact[fmt.Sprintf("KF-%d", 420+i)] = true // and by each way
 	}
-	for _, name := range []string{"memory", "neighbour", "priority", "crash", "switch", "footprint"} {
+	for _, name := range []string{"memory", "neighbour", "priority", "crash", "switch", "fault", "footprint"} {
 		t.Run(name, func(t *testing.T) {
 			report, err := bench.Run(t.Context(), []string{name}, bench.Options{Bin: binaries(t), Profile: rig.DefaultProfile, Quick: true})
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/kerf-gpu/kerf/csi/mount"
+	"github.com/kerf-gpu/kerf/csi/pool"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -38,7 +39,7 @@ func mountCapability() *spec.VolumeCapability {
 
 func create(name, from string) step {
 	return step{"create " + name, func(ctx context.Context, p *player) error {
-		r := &spec.CreateVolumeRequest{Name: name, VolumeCapabilities: []*spec.VolumeCapability{mountCapability()}, CapacityRange: &spec.CapacityRange{RequiredBytes: int64(64 * node.MiB)}}
+		r := &spec.CreateVolumeRequest{Name: name, VolumeCapabilities: []*spec.VolumeCapability{mountCapability()}, CapacityRange: &spec.CapacityRange{RequiredBytes: int64(320 * node.MiB)}}
 		if from != "" {
 			r.VolumeContentSource = &spec.VolumeContentSource{Type: &spec.VolumeContentSource_Volume{Volume: &spec.VolumeContentSource_VolumeSource{VolumeId: p.ids[from]}}}
 		}
@@ -81,8 +82,8 @@ func remove(name string) step {
 
 func expand(name string) step {
 	return step{"expand " + name, func(ctx context.Context, p *player) error {
-		answer, err := p.d.ControllerExpandVolume(ctx, &spec.ControllerExpandVolumeRequest{VolumeId: p.ids[name], CapacityRange: &spec.CapacityRange{RequiredBytes: int64(128 * node.MiB)}})
-		if err == nil && answer.GetCapacityBytes() != int64(128*node.MiB) {
+		answer, err := p.d.ControllerExpandVolume(ctx, &spec.ControllerExpandVolumeRequest{VolumeId: p.ids[name], CapacityRange: &spec.CapacityRange{RequiredBytes: int64(400 * node.MiB)}})
+		if err == nil && answer.GetCapacityBytes() != int64(400*node.MiB) {
 			return fmt.Errorf("it has %d bytes", answer.GetCapacityBytes())
 		}
 		return err
@@ -120,7 +121,7 @@ func removeSnapshot(name string) step {
 	}}
 }
 
-var ephemeral = map[string]string{paramEphemeral: "true", paramSize: "32Mi"}
+var ephemeral = map[string]string{paramEphemeral: "true", paramSize: "320Mi"}
 
 // scripts each end where they began: with nothing.
 var scripts = map[string][]step{
@@ -130,16 +131,27 @@ var scripts = map[string][]step{
 	"ephemeral": {publish("e", ephemeral), write("e"), read("e"), unpublish("e")},
 }
 
-// killEnv tells a child: script, directory, first step, the hit of a point at which it dies, and the ids.
+// killEnv tells a child: back end, script, directory, first step, the hit of a point at which it dies, and the ids.
 const killEnv = "KERF_CSI_KILL"
 
 // crashConfig is a driver that counts the points it passes.
-func crashConfig(dir string, hit func(string)) Config {
-	pool := newFakePool(filepath.Join(dir, "pool"))
-	pool.at = hit
-	c := testConfig(dir, Pool{Name: "fake", Kind: "fake", Backend: pool})
+func crashConfig(t *testing.T, kind, dir string, hit func(string)) (c Config, end func()) {
+	t.Helper()
+	at, p, end := filepath.Join(dir, "pool"), Pool{Name: kind, Kind: kind}, func() {}
+	if kind == "fake" {
+		fake := newFakePool(at)
+		fake.at = hit
+		p.Backend = fake
+	} else {
+		opened, err := pool.Open(t.Context(), pool.Config{Name: kind, Path: at, Backend: kind, At: hit})
+		if err != nil {
+			t.Skipf("no back end %s here: %v", kind, err)
+		}
+		p.Backend, end = opened.Backend, func() { _ = opened.Close() }
+	}
+	c = testConfig(dir, p)
 	c.At = hit
-	return c
+	return c, end
 }
 
 // TestKillChild is the child: it plays a script until it is killed.
@@ -149,19 +161,20 @@ func TestKillChild(t *testing.T) {
 		t.Skip("a part of TestKill")
 	}
 	f := strings.Split(say, "|")
-	script, dir := scripts[f[0]], f[1]
-	first, _ := strconv.Atoi(f[2])
-	dieAt, _ := strconv.Atoi(f[3])
-	p := &player{ids: parseIDs(f[4])}
+	kind, script, dir := f[0], scripts[f[1]], f[2]
+	first, _ := strconv.Atoi(f[3])
+	dieAt, _ := strconv.Atoi(f[4])
+	p := &player{ids: parseIDs(f[5])}
 	hits := 0
 	var err error
 	var damaged error
-	p.d, damaged, err = New(t.Context(), crashConfig(dir, func(string) {
+	c, _ := crashConfig(t, kind, dir, func(string) {
 		if hits++; hits > dieAt {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}
-	}))
+	})
+	p.d, damaged, err = New(t.Context(), c)
 	if err != nil || damaged != nil {
 		t.Fatal(err, damaged)
 	}
@@ -192,10 +205,10 @@ func parseIDs(text string) map[string]string {
 }
 
 // child plays a script from a step on and dies at a hit. It answers the first step that did not end, and the ids so far.
-func child(t *testing.T, script, dir string, first, dieAt int, ids map[string]string) (int, map[string]string) {
+func child(t *testing.T, kind, script, dir string, first, dieAt int, ids map[string]string) (int, map[string]string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKillChild$")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%s|%d|%d|%s", killEnv, script, dir, first, dieAt, formatIDs(ids)))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%s|%s|%d|%d|%s", killEnv, kind, script, dir, first, dieAt, formatIDs(ids)))
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL && err != nil {
 		t.Fatalf("%s, from step %d, kill at hit %d: %v\n%s", script, first, dieAt, err, out)
@@ -211,9 +224,10 @@ func child(t *testing.T, script, dir string, first, dieAt int, ids map[string]st
 }
 
 // play ends a script in this process, and looks for what is left.
-func play(t *testing.T, script, dir string, first int, ids map[string]string, hit func(string)) {
+func play(t *testing.T, kind, script, dir string, first int, ids map[string]string, hit func(string)) {
 	t.Helper()
-	c := crashConfig(dir, hit)
+	c, end := crashConfig(t, kind, dir, hit)
+	defer end()
 	d, damaged, err := New(t.Context(), c)
 	if err != nil || damaged != nil {
 		t.Fatal(err, damaged)
@@ -247,7 +261,7 @@ func nothingLeft(t *testing.T, d *Driver, c Config) {
 		t.Fatal(err)
 	}
 	for at := range table {
-		if strings.HasPrefix(at, c.KubeletDir+"/") {
+		if strings.HasPrefix(at, filepath.Dir(c.KubeletDir)+"/") {
 			t.Errorf("mount left: %s", at)
 		}
 	}
@@ -282,26 +296,34 @@ func crashDir(t *testing.T) string {
 func TestKill(t *testing.T) {
 	needRoot(t)
 	for name := range scripts {
-		t.Run(name, func(t *testing.T) {
-			hits := 0
-			points := make(map[string]bool)
-			play(t, name, crashDir(t), 0, nil, func(point string) { hits++; points[point] = true })
-			if hits < 8 {
-				t.Fatalf("only %d points are passed: this shows nothing", hits)
-			}
-			for dieAt := range hits {
-				dir := crashDir(t)
-				first, ids := child(t, name, dir, 0, dieAt, nil)
-				if first == len(scripts[name]) {
-					t.Errorf("hit %d: the child was not killed", dieAt)
-				}
-				play(t, name, dir, first, ids, func(string) {})
-			}
-			t.Logf("killed at %d hits of %d points", hits, len(points))
-			if os.Getenv("KERF_SOAK") == "1" {
-				soak(t, name, hits)
-			}
-		})
+		t.Run(name, func(t *testing.T) { killAll(t, "fake", name) })
+	}
+	t.Run("loop", func(t *testing.T) { killAll(t, pool.KindLoop, "life") }) // its own changes are hit too
+}
+
+// killAll kills at every hit of a script.
+func killAll(t *testing.T, kind, name string) {
+	hits := 0
+	points := make(map[string]bool)
+	play(t, kind, name, crashDir(t), 0, nil, func(point string) { hits++; points[point] = true })
+	if hits < 8 {
+		t.Fatalf("only %d points are passed: this shows nothing", hits)
+	}
+	step := 1
+	if kind != "fake" && os.Getenv("KERF_SOAK") != "1" { // each start makes a file system
+		step = 7
+	}
+	for dieAt := 0; dieAt < hits; dieAt += step {
+		dir := crashDir(t)
+		first, ids := child(t, kind, name, dir, 0, dieAt, nil)
+		if first == len(scripts[name]) {
+			t.Errorf("hit %d: the child was not killed", dieAt)
+		}
+		play(t, kind, name, dir, first, ids, func(string) {})
+	}
+	t.Logf("killed at every %d. of %d hits of %d points", step, hits, len(points))
+	if os.Getenv("KERF_SOAK") == "1" && kind == "fake" {
+		soak(t, name, hits)
 	}
 }
 
@@ -309,11 +331,11 @@ func soak(t *testing.T, name string, hits int) {
 	const rounds = 350
 	for range rounds {
 		dir := crashDir(t)
-		first, ids := child(t, name, dir, 0, rand.IntN(hits), nil)
+		first, ids := child(t, "fake", name, dir, 0, rand.IntN(hits), nil)
 		for rand.IntN(2) == 0 {
-			first, ids = child(t, name, dir, first, rand.IntN(4), ids)
+			first, ids = child(t, "fake", name, dir, first, rand.IntN(4), ids)
 		}
-		play(t, name, dir, first, ids, func(string) {})
+		play(t, "fake", name, dir, first, ids, func(string) {})
 		if t.Failed() {
 			return
 		}

@@ -31,12 +31,13 @@ import (
 
 // MonitorConfig is how the health of devices is judged, and what is done about it.
 type MonitorConfig struct {
-	Enabled    *bool              `yaml:"enabled"`    // the default
-	Profile    string             `yaml:"profile"`    // nvidia, conservative or shared; kerf xid CODE --profile shows what each makes of a code
-	Mode       monitor.Mode       `yaml:"mode"`       // observe (the default), hold or evict
-	Kmsg       string             `yaml:"kmsg"`       // the kernel log; a simulated node has its own
-	Interval   time.Duration      `yaml:"interval"`   // between two readings of a GPU; 15s
-	Thresholds monitor.Thresholds `yaml:"thresholds"` // zero: the default
+	Enabled    *bool              `yaml:"enabled"`       // the default
+	Profile    string             `yaml:"profile"`       // nvidia, conservative or shared; kerf xid CODE --profile shows what each makes of a code
+	Mode       monitor.Mode       `yaml:"mode"`          // observe (the default), hold or evict
+	Kmsg       string             `yaml:"kmsg"`          // the kernel log; a simulated node has its own
+	Interval   time.Duration      `yaml:"interval"`      // between two readings of a GPU; 15s
+	Thresholds monitor.Thresholds `yaml:"thresholds"`    // zero: the default
+	Condition  bool               `yaml:"nodeCondition"` // the node has one of this
 	Probes     ProbesConfig       `yaml:"probes"`
 }
 

@@ -298,9 +298,6 @@ var (
 	descProbeCost = prometheus.NewDesc("kerf_bpf_probe_cost_ratio", "Part of one CPU that a probe takes, as the kernel measured it.", []string{"probe"}, nil)
 )
 
-// Describe implements prometheus.Collector: without descriptions the set may change.
-func (p *probes) Describe(chan<- *prometheus.Desc) {}
-
 // Collect implements prometheus.Collector.
 func (p *probes) Collect(to chan<- prometheus.Metric) {
 	for _, r := range p.rows() {
@@ -316,4 +313,23 @@ func (p *probes) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(descProbeLost, prometheus.CounterValue, float64(r.Lost), r.Name)
 		to <- prometheus.MustNewConstMetric(descProbeCost, prometheus.GaugeValue, r.Cost, r.Name)
 	}
+	if waits := p.calls.Waits(); waits.Below != nil {
+		below, all := cumulate(waits.Below)
+		to <- prometheus.MustNewConstHistogram(descSyncWait, all, waits.Sum.Seconds(), below)
+	}
 }
+
+// cumulate makes counts below powers of two of a µs into those of a histogram, by seconds.
+func cumulate(counts []uint64) (below map[float64]uint64, all uint64) {
+	below = make(map[float64]uint64)
+	for i, n := range counts {
+		all += n
+		below[float64(uint64(1)<<i)/1e6] = all
+	}
+	return below, all
+}
+
+var descSyncWait = prometheus.NewDesc("kerf_cuda_sync_wait_seconds", "How long programs waited for their GPU, of all slices together.", nil, nil)
+
+// Describe implements prometheus.Collector: without descriptions the set may change.
+func (p *probes) Describe(chan<- *prometheus.Desc) {}

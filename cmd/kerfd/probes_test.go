@@ -45,6 +45,13 @@ func TestHostFact(t *testing.T) {
 	}
 }
 
+func TestCumulate(t *testing.T) {
+	below, all := cumulate([]uint64{1, 0, 2})
+	if diff := cmp.Diff(map[float64]uint64{1e-6: 1, 2e-6: 1, 4e-6: 3}, below); diff != "" || all != 3 {
+		t.Errorf("all %d (-want +got):\n%s", all, diff)
+	}
+}
+
 // A process in a slice that crashes is told with its tenant, one that is killed or ends is not; kerfd's cards are what they were.
 func TestProbesTellOfCrash(t *testing.T) {
 	tracefs := t.TempDir()

@@ -52,16 +52,17 @@ func serve(ctx context.Context, c Config, log *slog.Logger) error {
 
 // core is what only one kerfd on a node can have.
 type core struct {
-	config   Config
-	lock     *os.File
-	books    *ledger.Ledger
-	hardware *hardware
-	grants   *grants
-	control  *server
-	listener net.Listener
-	monitor  *monitor.Monitor // nil where nobody watches
-	probes   *probes          // likewise
-	taints   *taintTimes      // nil where nobody watches, and on a machine that is no node
+	config    Config
+	lock      *os.File
+	books     *ledger.Ledger
+	hardware  *hardware
+	grants    *grants
+	control   *server
+	listener  net.Listener
+	monitor   *monitor.Monitor // nil where nobody watches
+	probes    *probes          // likewise
+	condition *nodeCondition   // nil where it is not wanted
+	taints    *taintTimes      // nil where nobody watches, and on a machine that is no node
 }
 
 // openCore builds the core from what an earlier kerfd left. After an error nothing is held.
@@ -134,6 +135,10 @@ func (k *core) watch(g *grants, cluster *kubernetes, metrics *prometheus.Registr
 	if cluster != nil && cluster.client != nil {
 		k.taints = newTaintTimes(cluster, g.monitor)
 		metrics.MustRegister(k.taints.took)
+		if k.config.Monitor.Condition {
+			k.condition = &nodeCondition{node: cluster.config.NodeName, client: cluster.client, report: g.monitor.Report, changed: k.hardware.changed.listen(),
+				failed: cluster.report("node condition")}
+		}
 	}
 	return errors.Join(metrics.Register(g.monitor.Collector()), metrics.Register(g.probes))
 }
@@ -153,6 +158,9 @@ func (k *core) parts() []part {
 	}
 	if k.taints != nil {
 		parts = append(parts, part{"taint times", k.taints.Run})
+	}
+	if k.condition != nil {
+		parts = append(parts, part{"node condition", k.condition.Run})
 	}
 	if k.grants.events != nil {
 		parts = append(parts, part{"events", k.grants.events.Run})

@@ -16,6 +16,9 @@ import (
 // scratchDriver makes volumes on the node's disk.
 const scratchDriver = "scratch.csi.kerf.dev"
 
+// least is the size of most volumes here: xfs, which a pool of loop devices prefers, wants 300Mi.
+const least = "320Mi"
+
 var (
 	volumeClaims = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
 	volumes      = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
@@ -117,7 +120,7 @@ func (n node) volumes() (left []string) {
 // testScratchClaim: a claim gets a volume where its pod goes, keeps its data from pod to pod, grows while it is used, and leaves nothing.
 func testScratchClaim(s *scene) {
 	began := time.Now()
-	s.claimVolume("data", "scratch", "64Mi")
+	s.claimVolume("data", "scratch", least)
 	s.create(newPod("first", stays(), mounts("data", ofClaim("data"))))
 	s.bound("data")
 	bound := time.Since(began)
@@ -125,13 +128,13 @@ func testScratchClaim(s *scene) {
 	if out, err := s.inPod("first", "echo kept >/data/file && cat /data/file"); err != nil || out != "kept" {
 		s.Errorf("write: %q, %v", out, err)
 	}
-	patch := []byte(`{"spec":{"resources":{"requests":{"storage":"128Mi"}}}}`)
+	patch := []byte(`{"spec":{"resources":{"requests":{"storage":"400Mi"}}}}`)
 	began = time.Now()
 	if _, err := s.client.CoreV1().PersistentVolumeClaims(s.ns).Patch(s.Context(), "data", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		s.Fatalf("grow the claim: %v", err)
 	}
-	wanted := apiresource.MustParse("128Mi")
-	await(s, volumeClaims, s.ns, "data", soon, "128Mi", func(c *corev1.PersistentVolumeClaim) string {
+	wanted := apiresource.MustParse("400Mi")
+	await(s, volumeClaims, s.ns, "data", soon, "400Mi", func(c *corev1.PersistentVolumeClaim) string {
 		if has := c.Status.Capacity[corev1.ResourceStorage]; has.Cmp(wanted) != 0 {
 			return "it has " + has.String()
 		}
@@ -157,18 +160,18 @@ func testScratchClaim(s *scene) {
 // testScratchFull: a volume is held to its size, and its neighbour does not feel that.
 func testScratchFull(s *scene) {
 	for _, name := range []string{"full", "beside"} {
-		s.claimVolume(name, "scratch", "64Mi")
+		s.claimVolume(name, "scratch", least)
 		s.create(newPod(name, stays(), mounts("data", ofClaim(name))))
 	}
 	for _, name := range []string{"full", "beside"} {
 		s.running(name)
 	}
-	out, err := s.inPod("full", "dd if=/dev/zero of=/data/big bs=1M count=200 2>&1; stat -c %s /data/big")
+	out, err := s.inPod("full", "dd if=/dev/zero of=/data/big bs=1M count=400 2>&1; stat -c %s /data/big")
 	if err != nil || !strings.Contains(out, "No space left on device") {
-		s.Errorf("200 MiB into 64Mi: %q, %v; want no space left", out, err)
+		s.Errorf("400 MiB into "+least+": %q, %v; want no space left", out, err)
 	}
 	lines := strings.Fields(out)
-	s.measured("64Mi took %s bytes", lines[len(lines)-1])
+	s.measured(least+" took %s bytes", lines[len(lines)-1])
 	if out, err := s.inPod("beside", "dd if=/dev/zero of=/data/some bs=1M count=32 2>&1 && sync /data/some"); err != nil {
 		s.Errorf("32 MiB into its neighbour: %q, %v", out, err)
 	}
@@ -220,7 +223,7 @@ func testBadScratch(s *scene) {
 	s.measured("%s", s.event("wrong", "sise", "not known", "pool, guaranteed, size"))
 	s.delete("wrong")
 	s.gone("wrong")
-	s.claimVolume("many", "scratch", "64Mi", func(c *corev1.PersistentVolumeClaim) {
+	s.claimVolume("many", "scratch", least, func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 	})
 	s.create(newPod("many", stays(), mounts("data", ofClaim("many"))))
@@ -238,7 +241,7 @@ func testScratchCrash(s *scene) {
 	const rounds = 4
 	for i := range rounds {
 		name := fmt.Sprintf("p%d", i)
-		s.claimVolume(name, "scratch", "64Mi")
+		s.claimVolume(name, "scratch", least)
 		s.create(newPod(name, []string{"/bin/sh", "-c", "echo x >/data/file && cat /data/file"}, mounts("data", ofClaim(name)), mounts("cache", inline(nil))))
 		pause(s.Context(), time.Duration(i)*400*time.Millisecond)
 		s.crashKerfd()

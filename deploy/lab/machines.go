@@ -45,7 +45,7 @@ func storage() Machine {
 			{MiB: 1024, Bus: 0x20, Ports: []Port{disk(0), disk(1)}},
 			{MiB: 1024, Bus: 0x80, Ports: []Port{disk(2), disk(3)}},
 		},
-		Modules: []string{"crc32c_generic", "nvme", "dm-mod", "dm-thin-pool", "dm-snapshot", "loop", "xfs", "ext4", "configfs", "fuse", "erofs", "overlay"},
+		Modules: []string{"crc32c_generic", "nvme", "dm-mod", "dm-thin-pool", "dm-snapshot", "loop", "xfs", "quota_v2", "ext4", "configfs", "fuse", "erofs", "overlay"},
 		Tools: []string{"lvm", "dmsetup", "thin_check", "mkfs.xfs", "xfs_quota", "xfs_growfs", "xfs_repair", "mkfs.ext4", "resize2fs", "e2fsck",
 			"lsblk", "blkid", "losetup", "mount", "umount", "findmnt", "ip"},
 	}

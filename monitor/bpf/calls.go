@@ -205,23 +205,30 @@ func (s *Calls) Rows() []Row {
 	return rows
 }
 
-// Waits is how many synchronizations took less than 2^index µs, and no less than half of that.
-func (s *Calls) Waits() (waits []uint64) {
+// Waits is how long synchronizations took.
+type Waits struct {
+	Below []uint64      // how many took less than 2^index µs, and no less than half of that
+	Sum   time.Duration // of all
+}
+
+// Waits reads them; zero where nobody looks.
+func (s *Calls) Waits() (w Waits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.objects.callsMaps.Waits == nil {
-		return nil
+		return w
 	}
-	waits = make([]uint64, s.objects.callsMaps.Waits.MaxEntries())
-	for i := range waits {
+	all := make([]uint64, s.objects.callsMaps.Waits.MaxEntries())
+	for i := range all {
 		var counted []uint64
 		if s.objects.callsMaps.Waits.Lookup(uint32(i), &counted) == nil { //nolint:gosec // G115: an index
 			for _, n := range counted {
-				waits[i] += n
+				all[i] += n
 			}
 		}
 	}
-	return waits
+	last := len(all) - 1
+	return Waits{all[:last], time.Duration(all[last]) * time.Microsecond} //nolint:gosec // G115: a sum of waits
 }
 
 // Stalls is how long each process has waited for a GPU without launching anything, by pid, as of a moment since boot.

@@ -139,6 +139,8 @@ func (s *Set) load(p probe, tracefs string) error {
 
 // Close switches all probes off.
 func (s *Set) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
 	for _, l := range s.loaded {
 		errs = append(errs, unix.Close(l.event), l.program.Close())

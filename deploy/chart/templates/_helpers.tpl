@@ -30,7 +30,10 @@ monitor:
   profile: {{ .Values.monitor.profile }}
   mode: {{ .Values.monitor.mode }}
   interval: {{ .Values.monitor.interval }}
-  probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}}
+  {{- if .Values.monitor.nodeCondition }}
+  nodeCondition: true
+  {{- end }}
+  probes: {tracepoints: {{ and .Values.monitor.probes.enabled (not .Values.simulate) }}, calls: {{ and .Values.monitor.probes.calls (not .Values.simulate) }}}
 {{- with .Values.cards }}
 cards:
   {{- toYaml . | nindent 2 }}

@@ -13,11 +13,11 @@ struct {
 	TYPE(value, u64);
 } calls SEC(".maps");
 
-/* waits is how long synchronizations took: how many took less than 2^index µs. */
+/* waits is how long synchronizations took: how many took less than 2^index µs, and at last all their µs. */
 #define BUCKETS 36
 struct {
 	NUMBER(type, PERCPU_ARRAY);
-	NUMBER(max_entries, BUCKETS);
+	NUMBER(max_entries, BUCKETS + 1);
 	TYPE(key, u32);
 	TYPE(value, u64);
 } waits SEC(".maps");
@@ -88,5 +88,9 @@ SEC("uprobe") int sync_end(void)
 	u64 *n = map_lookup(&waits, &bucket);
 	if (n)
 		(*n)++;
+	bucket = BUCKETS;
+	n = map_lookup(&waits, &bucket);
+	if (n)
+		*n += us;
 	return 0;
 }
