@@ -2,6 +2,7 @@ package dataset
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -130,7 +131,7 @@ func (j *Jobs) start(b *job, src fetch.Source) {
 	b.idle = time.AfterFunc(unasked, func() { j.abandon(b, done, cancel) })
 	j.work.Go(func() {
 		digest, err := j.load(ctx, src, func(d, total node.Bytes, p fetch.Progress) { j.report(b, d, total, p) })
-		left := context.Cause(ctx) == errUnasked
+		left := errors.Is(context.Cause(ctx), errUnasked)
 		cancel(nil)
 		j.mu.Lock()
 		defer j.mu.Unlock()

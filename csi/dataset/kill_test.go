@@ -7,12 +7,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/kerf-gpu/kerf/csi/fetch"
+	"github.com/kerf-gpu/kerf/internal/durable"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -162,6 +164,34 @@ func TestKillOften(t *testing.T) {
 			t.Logf("%d rounds", round+1)
 		}
 	}
+}
+
+// TestStaleCheckpoint: a checkpoint whose blob is gone does not vouch for the part that is begun anew.
+func TestStaleCheckpoint(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	s := testStore(t, nil)
+	f := &fakeSource{name: "a", files: map[string][]byte{"f": noise(1, 8<<20)}}
+	entries, _ := f.List(ctx)
+	state := s.path("incoming", key(f.name), "state")
+	saved, err := durable.Open[checkpoint](state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(saved.Put(key("f"), checkpoint{Entry: entries[0], Blob: key("gone")}), saved.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f.open = func() {
+		if _, err := os.Stat(filepath.Join(state, key("f")+".json")); err == nil {
+			t.Error("the checkpoint is still there when the part is written")
+		}
+		cancel()
+	}
+	if _, err := s.Load(ctx, f, nil); !errors.Is(err, context.Canceled) {
+		t.Fatalf("cancelled: %v", err)
+	}
+	f.open = nil
+	checkTree(t, s, mustLoad(t, s, f), f)
 }
 
 // TestResume: a load that was cut short after a checkpoint reads only what it lost.

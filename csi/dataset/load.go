@@ -172,6 +172,8 @@ func (l *load) bring(ctx context.Context, e fetch.Entry) (string, error) {
 	var from fetch.Resume
 	if c := l.was[key(e.Path)]; c.Entry == e && c.Blob == "" && l.fits(f, e, c.Resume) {
 		from = c.Resume
+	} else if err := l.saved.Delete(key(e.Path)); err != nil { // first: else it would vouch for what is written next
+		return "", err
 	} else if err := f.Truncate(0); err != nil {
 		return "", err
 	}
