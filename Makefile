@@ -76,7 +76,7 @@ cluster: $(B)/bin/cluster ## A real one-node Kubernetes on this machine, built f
 cluster-down: ## Stop it, and remove what it made
 	$(B)/bin/cluster down
 
-DEPS := gcc clang llvm libclang-rt-dev make git libc6-dev libc-bin file
+DEPS := gcc clang llvm libclang-rt-dev make git libc6-dev libc-bin file e2fsprogs xfsprogs btrfs-progs
 deps: ## Install what a fresh Debian machine lacks
 	@missing=$$(for p in $(DEPS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -z "$$missing" ] || [ -n "$(KERF_NO_DEPS)" ]; then exit 0; \
