@@ -84,7 +84,7 @@ func rootCommand() *cobra.Command {
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
 	cmd.PersistentFlags().StringVar(&o.socket, "socket", defaultSocket(), "kerfd's control socket")
-	cmd.AddCommand(runCommand(&o), enterCommand(), topCommand(&o), setCommand(&o), explainCommand(&o), xidCommand(), releaseCommand(&o), topoCommand(o.root), volumesCommand(&o), datasetCommand(), doctorCommand(&o),
+	cmd.AddCommand(runCommand(&o), enterCommand(), topCommand(&o), setCommand(&o), explainCommand(&o), xidCommand(), releaseCommand(&o), topoCommand(o.root), pageCommand(&o), volumesCommand(&o), datasetCommand(), doctorCommand(&o),
 		simCommand(), benchCommand(), demoCommand(), versionCommand(&o), claimCommand())
 	return cmd
 }

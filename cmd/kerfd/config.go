@@ -43,6 +43,7 @@ type Config struct {
 	Monitor    MonitorConfig    `yaml:"monitor"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
 	Storage    StorageConfig    `yaml:"storage"`
+	Page       PageConfig       `yaml:"page"`
 	Simulate   SimulateConfig   `yaml:"simulate"`
 
 	mpsEnter []string // by which an MPS daemon gets a /dev/shm of its own; nil: kerfd may not mount
@@ -125,6 +126,7 @@ func (c Config) complete() (Config, error) {
 	c.Kubernetes = c.Kubernetes.complete()
 	c.Monitor = c.Monitor.complete()
 	c.Storage = c.Storage.complete()
+	c.Page = c.Page.complete(c.RunDir)
 	for _, dir := range []*string{&c.RunDir, &c.StateDir, &c.Root, &c.LibDir, &c.Kubernetes.KubeletDir, &c.Kubernetes.CDIDir, &c.Kubernetes.HostDir} {
 		absolute, err := filepath.Abs(*dir)
 		if err != nil {
@@ -156,6 +158,9 @@ func (c Config) complete() (Config, error) {
 		return c, errors.New("config: leases: false with a card in mode overcommit: memory is moved between two leases, so without them it never would be; leave leases out, or change the card's mode")
 	}
 	if err := errors.Join(c.Kubernetes.validate(), c.Kubernetes.NICs.validate(*c.Kubernetes.DRA, c.Simulate.Profile != "")); err != nil {
+		return c, err
+	}
+	if err := c.Page.validate(); err != nil {
 		return c, err
 	}
 	if err := c.Kubernetes.validateDirs(c.StateDir, c.RunDir); err != nil {

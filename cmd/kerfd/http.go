@@ -33,6 +33,7 @@ type server struct {
 	config     Config
 	kubernetes *kubernetes
 	metrics    http.Handler
+	page       string        // its URL; empty: none
 	succession chan struct{} // gets one when a successor asks
 }
 
@@ -111,7 +112,7 @@ func (s *server) routes() http.Handler {
 func (s *server) node(ctx context.Context) control.Node {
 	n := control.Node{
 		Schema: control.NodeSchema, Version: version.Version, Root: s.grants.hardware.root, RunDir: s.config.RunDir,
-		LibDir: s.config.LibDir, Node: s.grants.hardware.Node(), Kubernetes: s.kubernetes.state(ctx),
+		LibDir: s.config.LibDir, Node: s.grants.hardware.Node(), Kubernetes: s.kubernetes.state(ctx), Page: s.page,
 	}
 	if lib := s.grants.hardware.lib; lib != nil {
 		n.MemoryLimits = lib.MemoryLimitsSupported()

@@ -59,6 +59,7 @@ type core struct {
 	grants    *grants
 	control   *server
 	listener  net.Listener
+	page      net.Listener     // nil where there is no node page
 	monitor   *monitor.Monitor // nil where nobody watches
 	probes    *probes          // likewise
 	condition *nodeCondition   // nil where it is not wanted
@@ -116,6 +117,7 @@ func openCore(ctx context.Context, c Config, log *slog.Logger) (_ *core, err err
 	if k.listener, err = k.control.listen(); err != nil {
 		return nil, err
 	}
+	k.openPage(log)
 	n := k.hardware.Node()
 	log.Info("kerfd is up", "version", version.Version, "gpus", len(n.GPUs), "simulated", n.Simulated, "root", k.hardware.root,
 		"runDir", c.RunDir, "shares", len(k.books.Entries()))
@@ -155,6 +157,9 @@ func (k *core) parts() []part {
 	}
 	if k.monitor != nil {
 		parts = append(parts, part{"monitor", k.monitor.Run}, part{"probes", k.probes.Run})
+	}
+	if k.page != nil {
+		parts = append(parts, part{"page", k.servePage})
 	}
 	if k.taints != nil {
 		parts = append(parts, part{"taint times", k.taints.Run})

@@ -149,6 +149,7 @@ type Node struct {
 	node.Node
 	MemoryLimits bool        `json:"driverMemoryLimits"` // the driver can limit memory by cgroup itself
 	Kubernetes   *Kubernetes `json:"kubernetes,omitempty"`
+	Page         string      `json:"page,omitempty"` // URL of the node page
 }
 
 // Health is what the monitor knows of the node's devices.
