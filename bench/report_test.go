@@ -3,11 +3,14 @@ package bench
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kerf-gpu/kerf/internal/browser"
 )
 
 // everything is a report with each kind of plot.
@@ -146,15 +149,15 @@ func contrast(a, b [3]float64) float64 {
 	return (max(la, lb) + 0.05) / (min(la, lb) + 0.05)
 }
 
-func openReport(t *testing.T) *browser {
+func openReport(t *testing.T) *browser.Browser {
 	t.Helper()
-	b := startBrowser(t)
+	b := browser.Start(t)
 	path := filepath.Join(t.TempDir(), "page.html")
 	if err := os.WriteFile(path, []byte(htmlOf(t, File{"a.json", everything()})), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.width(1200)
-	b.open(path)
+	b.Width(1200)
+	b.Open("file://" + path)
 	return b
 }
 
@@ -175,15 +178,15 @@ func TestReportInBrowser(t *testing.T) {
 		"[...document.querySelectorAll('svg text')].filter(e => { const b = e.getBBox(); return b.x < 0 || b.x + b.width > 720 }).length":     0,
 		"document.querySelectorAll('th:not([scope])').length":                                                                                 0,
 	} {
-		if got := eval[int](b, expression); got != want {
+		if got := browser.Eval[int](b, expression); got != want {
 			t.Errorf("%s is %d, want %d", expression, got, want)
 		}
 	}
-	size := eval[float64](b, "parseFloat(getComputedStyle(document.querySelector('.kind')).fontSize)")
+	size := browser.Eval[float64](b, "parseFloat(getComputedStyle(document.querySelector('.kind')).fontSize)")
 	if size < 32 {
 		t.Errorf("SIMULATED is written in %g pixels: not in big letters", size)
 	}
-	for _, event := range b.events {
+	for _, event := range b.Events {
 		switch event.Method {
 		case "Log.entryAdded", "Runtime.exceptionThrown":
 			t.Errorf("the browser complains: %s", event.Params)
@@ -205,9 +208,9 @@ func TestReportInBrowser(t *testing.T) {
 func TestReportColoursInBrowser(t *testing.T) {
 	b := openReport(t)
 	for _, scheme := range []string{"light", "dark"} {
-		b.prefer(scheme)
+		b.Prefer(scheme)
 		style := func(selector, property string) [3]float64 {
-			return colour(t, eval[string](b, "getComputedStyle(document.querySelector('"+selector+"')).getPropertyValue('"+property+"')"))
+			return colour(t, browser.Eval[string](b, "getComputedStyle(document.querySelector('"+selector+"')).getPropertyValue('"+property+"')"))
 		}
 		ground := style("body", "background-color")
 		if dark := contrast(ground, [3]float64{255, 255, 255}) > contrast(ground, [3]float64{}); dark != (scheme == "dark") {
@@ -230,11 +233,11 @@ func TestReportColoursInBrowser(t *testing.T) {
 		}
 	}
 	// Not by colour alone.
-	if dashes := eval[string](b, "getComputedStyle(document.querySelector('svg .n.span')).strokeDasharray"); dashes == "none" {
+	if dashes := browser.Eval[string](b, "getComputedStyle(document.querySelector('svg .n.span')).strokeDasharray"); dashes == "none" {
 		t.Error("native and Kerf differ by colour alone")
 	}
-	b.width(360)
-	if over := eval[int](b, "document.documentElement.scrollWidth - document.documentElement.clientWidth"); over > 0 {
+	b.Width(360)
+	if over := browser.Eval[int](b, "document.documentElement.scrollWidth - document.documentElement.clientWidth"); over > 0 {
 		t.Errorf("on a screen of 360 pixels the page is %d too wide", over)
 	}
 }
@@ -242,26 +245,35 @@ func TestReportColoursInBrowser(t *testing.T) {
 // Whatever scrolls, opens or leads somewhere is reached by the Tab key, and shows that it has been.
 func TestReportByKeyboardInBrowser(t *testing.T) {
 	b := openReport(t)
-	wanted := eval[int](b, "document.querySelectorAll('a, summary, [tabindex=\"0\"]').length")
+	wanted := browser.Eval[int](b, "document.querySelectorAll('a, summary, [tabindex=\"0\"]').length")
 	if wanted < 10 {
 		t.Fatalf("%d places to go to", wanted)
 	}
 	for i := range wanted {
-		b.press("Tab", 9)
-		if i == 0 && eval[string](b, "document.activeElement.className") != "skip" {
+		b.Press("Tab", 9)
+		if i == 0 && browser.Eval[string](b, "document.activeElement.className") != "skip" {
 			t.Error("the first place is not the link that skips the contents")
 		}
-		if style := eval[string](b, "getComputedStyle(document.activeElement).outlineStyle"); style == "none" {
-			t.Errorf("place %d, %s, does not show that it has the focus", i+1, eval[string](b, "document.activeElement.outerHTML.slice(0, 80)"))
+		if style := browser.Eval[string](b, "getComputedStyle(document.activeElement).outlineStyle"); style == "none" {
+			t.Errorf("place %d, %s, does not show that it has the focus", i+1, browser.Eval[string](b, "document.activeElement.outerHTML.slice(0, 80)"))
 		}
 	}
-	reached := eval[bool](b, "document.activeElement === [...document.querySelectorAll('a, summary, [tabindex=\"0\"]')].at(-1)")
+	reached := browser.Eval[bool](b, "document.activeElement === [...document.querySelectorAll('a, summary, [tabindex=\"0\"]')].at(-1)")
 	if !reached {
 		t.Errorf("after %d times Tab not at the last place", wanted)
 	}
-	eval[bool](b, "document.querySelector('summary').focus(), true")
-	b.call("Input.dispatchKeyEvent", map[string]string{"type": "char", "text": "\r", "key": "Enter"}, nil)
-	if eval[bool](b, "document.querySelector('details').open") {
+	browser.Eval[bool](b, "document.querySelector('summary').focus(), true")
+	b.Call("Input.dispatchKeyEvent", map[string]string{"type": "char", "text": "\r", "key": "Enter"}, nil)
+	if browser.Eval[bool](b, "document.querySelector('details').open") {
 		t.Error("the Enter key does not fold a table")
 	}
+}
+
+// colour is the red, green and blue of a computed style's "rgb(1, 2, 3)".
+func colour(t *testing.T, text string) (rgb [3]float64) {
+	t.Helper()
+	if _, err := fmt.Sscanf(text, "rgb(%f, %f, %f)", &rgb[0], &rgb[1], &rgb[2]); err != nil {
+		t.Fatalf("colour '%s': %v", text, err)
+	}
+	return rgb
 }

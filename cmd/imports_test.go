@@ -29,6 +29,7 @@ var rules = []rule{
 	{"internal/nvml", []string{"internal/node"}, []string{"github.com/NVIDIA/go-nvml"}},
 	{"internal/sysfs", []string{"internal/node"}, nil},
 	{"internal/sim", []string{"internal/node", "internal/cuda"}, []string{"go.yaml.in/yaml/v3"}},
+	{"internal/browser", nil, nil}, // for tests
 	{"internal/nodetest", []string{"internal/"}, []string{"github.com/google/go-cmp"}},
 	{"vgpu/share", []string{"internal/node"}, nil},
 	{"vgpu/ledger", []string{"internal/node", "internal/durable", "vgpu/share"}, nil},

@@ -1,9 +1,9 @@
-package bench
+// Package browser is a real headless browser for tests of pages. It skips a test where there is none; see Start.
+package browser
 
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -12,17 +12,18 @@ import (
 	"time"
 )
 
-// browser is a real headless browser, spoken to over its debugging pipe. Skips where there is none.
-type browser struct {
+// Browser is a real headless browser, spoken to over its debugging pipe. Skips where there is none.
+type Browser struct {
 	t       *testing.T
 	to      io.Writer
 	answers *bufio.Reader
 	session string
 	last    int
-	events  []browserMessage
+	Events  []Message // since the last page was opened
 }
 
-type browserMessage struct {
+// Message is an event of the browser, or an answer.
+type Message struct {
 	ID     int             `json:"id"`
 	Method string          `json:"method"`
 	Params json.RawMessage `json:"params"`
@@ -34,7 +35,8 @@ type browserMessage struct {
 
 var browsers = []string{"chromium", "chromium-browser", "google-chrome", "chrome"}
 
-func startBrowser(t *testing.T) *browser {
+// Start starts one, which ends with the test.
+func Start(t *testing.T) *Browser {
 	t.Helper()
 	var path string
 	for _, name := range browsers {
@@ -63,9 +65,9 @@ func startBrowser(t *testing.T) *browser {
 	}
 	_, _ = asked.Close(), answers.Close()
 	late := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() }) // a browser that hangs fails its own test only
-	b := &browser{t: t, to: ask, answers: bufio.NewReader(answer)}
+	b := &Browser{t: t, to: ask, answers: bufio.NewReader(answer)}
 	t.Cleanup(func() {
-		b.call("Browser.close", nil, nil) // its children go with it, and let go of their directory
+		b.Call("Browser.close", nil, nil) // its children go with it, and let go of their directory
 		_ = cmd.Wait()
 		late.Stop()
 		_, _ = ask.Close(), answer.Close()
@@ -73,22 +75,23 @@ func startBrowser(t *testing.T) *browser {
 	var target struct {
 		TargetID string `json:"targetId"`
 	}
-	b.call("Target.createTarget", map[string]string{"url": "about:blank"}, &target)
+	b.Call("Target.createTarget", map[string]string{"url": "about:blank"}, &target)
 	var attached struct {
 		SessionID string `json:"sessionId"`
 	}
-	b.call("Target.attachToTarget", struct {
+	b.Call("Target.attachToTarget", struct {
 		TargetID string `json:"targetId"`
 		Flatten  bool   `json:"flatten"`
 	}{target.TargetID, true}, &attached)
 	b.session = attached.SessionID
 	for _, domain := range []string{"Page", "Network", "Log", "Runtime"} {
-		b.call(domain+".enable", nil, nil)
+		b.Call(domain+".enable", nil, nil)
 	}
 	return b
 }
 
-func (b *browser) call(method string, params, result any) {
+// Call calls a method of the debugging protocol; nil for no parameters, or no interest in the result.
+func (b *Browser) Call(method string, params, result any) {
 	b.t.Helper()
 	b.last++
 	message := struct {
@@ -110,7 +113,7 @@ func (b *browser) call(method string, params, result any) {
 	for {
 		answer := b.read()
 		if answer.ID != b.last {
-			b.events = append(b.events, answer)
+			b.Events = append(b.Events, answer)
 			continue
 		}
 		if answer.Error != nil {
@@ -125,7 +128,7 @@ func (b *browser) call(method string, params, result any) {
 	}
 }
 
-func (b *browser) read() (message browserMessage) {
+func (b *Browser) read() (message Message) {
 	b.t.Helper()
 	text, err := b.answers.ReadBytes(0)
 	if err != nil {
@@ -137,18 +140,19 @@ func (b *browser) read() (message browserMessage) {
 	return message
 }
 
-// open shows a page, and returns when it has been loaded.
-func (b *browser) open(path string) {
+// Open shows a page, and returns when it has been loaded.
+func (b *Browser) Open(url string) {
 	b.t.Helper()
-	b.events = nil
-	b.call("Page.navigate", map[string]string{"url": "file://" + path}, nil)
-	for !b.saw("Page.loadEventFired") {
-		b.events = append(b.events, b.read())
+	b.Events = nil
+	b.Call("Page.navigate", map[string]string{"url": url}, nil)
+	for !b.Saw("Page.loadEventFired") {
+		b.Events = append(b.Events, b.read())
 	}
 }
 
-func (b *browser) saw(method string) bool {
-	for _, event := range b.events {
+// Saw reports whether an event of that method came.
+func (b *Browser) Saw(method string) bool {
+	for _, event := range b.Events {
 		if event.Method == method {
 			return true
 		}
@@ -156,8 +160,8 @@ func (b *browser) saw(method string) bool {
 	return false
 }
 
-// eval is the value of an expression in the page.
-func eval[T any](b *browser, expression string) (value T) {
+// Eval is the value of an expression in the page.
+func Eval[T any](b *Browser, expression string) (value T) {
 	b.t.Helper()
 	var got struct {
 		Result struct {
@@ -167,7 +171,7 @@ func eval[T any](b *browser, expression string) (value T) {
 			Text string `json:"text"`
 		} `json:"exceptionDetails"`
 	}
-	b.call("Runtime.evaluate", struct {
+	b.Call("Runtime.evaluate", struct {
 		Expression    string `json:"expression"`
 		ReturnByValue bool   `json:"returnByValue"`
 	}{expression, true}, &got)
@@ -177,10 +181,11 @@ func eval[T any](b *browser, expression string) (value T) {
 	return got.Result.Value
 }
 
-func (b *browser) press(key string, code int) {
+// Press presses a key by its name and its Windows code.
+func (b *Browser) Press(key string, code int) {
 	b.t.Helper()
 	for _, kind := range []string{"rawKeyDown", "keyUp"} {
-		b.call("Input.dispatchKeyEvent", struct {
+		b.Call("Input.dispatchKeyEvent", struct {
 			Type                  string `json:"type"`
 			Key                   string `json:"key"`
 			Code                  string `json:"code"`
@@ -189,30 +194,23 @@ func (b *browser) press(key string, code int) {
 	}
 }
 
-func (b *browser) prefer(scheme string) {
+// Prefer sets the colour scheme, light or dark.
+func (b *Browser) Prefer(scheme string) {
 	b.t.Helper()
 	type feature struct {
 		Name  string `json:"name"`
 		Value string `json:"value"`
 	}
-	b.call("Emulation.setEmulatedMedia", map[string][]feature{"features": {{"prefers-color-scheme", scheme}}}, nil)
+	b.Call("Emulation.setEmulatedMedia", map[string][]feature{"features": {{"prefers-color-scheme", scheme}}}, nil)
 }
 
-func (b *browser) width(pixels int) {
+// Width sets the width of the window; it is 800 high.
+func (b *Browser) Width(pixels int) {
 	b.t.Helper()
-	b.call("Emulation.setDeviceMetricsOverride", struct {
+	b.Call("Emulation.setDeviceMetricsOverride", struct {
 		Width             int  `json:"width"`
 		Height            int  `json:"height"`
 		DeviceScaleFactor int  `json:"deviceScaleFactor"`
 		Mobile            bool `json:"mobile"`
 	}{pixels, 800, 1, false}, nil)
-}
-
-// colour is the red, green and blue of a computed style's "rgb(1, 2, 3)".
-func colour(t *testing.T, text string) (rgb [3]float64) {
-	t.Helper()
-	if _, err := fmt.Sscanf(text, "rgb(%f, %f, %f)", &rgb[0], &rgb[1], &rgb[2]); err != nil {
-		t.Fatalf("colour '%s': %v", text, err)
-	}
-	return rgb
 }
