@@ -39,6 +39,10 @@ func TestConfig(t *testing.T) {
 		{"probes", "monitor: {probes: {tracepoints: false, calls: true, budget: 0.01}}\n", ""},
 		{"a budget in percent", "monitor: {probes: {calls: true, budget: 5}}\n", "monitor.probes.budget 5: outside 0 to 1"},
 		{"collectives alone", "monitor: {probes: {nccl: /x}}\n", "monitor.probes.nccl without calls"},
+		{"page", "page: {listen: \"[::1]:8080\"}\n", ""},
+		{"no page", "page: {listen: \"off\"}\n", ""},
+		{"a page for everybody", "page: {listen: \"0.0.0.0:9475\"}\n", "not an address of the loopback"},
+		{"a page without a port", "page: {listen: localhost}\n", "no address and port"},
 		{"threshold", "monitor: {thresholds: {busyPercent: 120}}\n", "monitor.thresholds.busyPercent 120: outside 1 to 100"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -140,6 +140,14 @@ func TestLive(t *testing.T) {
 	if !browser.Eval[bool](p.Browser, "window.same && document.activeElement.id === 'gpu-5'") {
 		t.Error("the page was loaded again, or took the focus away")
 	}
+	gone := sample()
+	first := browser.Eval[string](p.Browser, "document.querySelector('#gpu-7 li:nth-child(2) .key').className")
+	gone.GPUs[7].Tenants = gone.GPUs[7].Tenants[1:]
+	p.state.Store(&gone)
+	p.await("document.querySelectorAll('#gpu-7 li').length === 2")
+	if now := browser.Eval[string](p.Browser, "document.querySelector('#gpu-7 li:nth-child(1) .key').className"); now != first {
+		t.Errorf("a tenant's pattern changes from %s to %s as another goes", first, now)
+	}
 	empty := State{Schema: Schema, Node: "n2", GPUs: []GPU{}, NICs: []NIC{}, Links: []Link{}, Faults: []Fault{}, Sources: []Source{}}
 	p.state.Store(&empty)
 	p.await("document.body.textContent.includes('this node has no GPU')")
