@@ -130,22 +130,22 @@ func TestEvents(t *testing.T) {
 	var reads atomic.Int64
 	server := httptest.NewServer(New(func(context.Context) State { return State{Schema: Schema, Node: fmt.Sprint("n", reads.Add(1))} }, time.Millisecond))
 	defer server.Close()
-	var open []*http.Response
+	var hangUp []func() error
 	defer func() {
-		for _, r := range open {
-			_ = r.Body.Close()
+		for _, end := range hangUp {
+			_ = end()
 		}
 	}()
-	get := func() *http.Response {
-		r, err := http.Get(server.URL + EventsPath)
+	get := func() (status int, body *bufio.Reader) {
+		r, err := http.Get(server.URL + EventsPath) //nolint:bodyclose // hangUp does, at the end
 		if err != nil {
 			t.Fatal(err)
 		}
-		open = append(open, r)
-		return r
+		hangUp = append(hangUp, r.Body.Close)
+		return r.StatusCode, bufio.NewReader(r.Body)
 	}
 	for range maxViewers {
-		lines := bufio.NewReader(get().Body)
+		_, lines := get()
 		last := ""
 		for range 2 {
 			text, err := lines.ReadString('\n')
@@ -162,10 +162,11 @@ func TestEvents(t *testing.T) {
 			last = s.Node
 		}
 	}
-	if one := get(); one.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("viewer %d: %s", maxViewers+1, one.Status)
+	if status, _ := get(); status != http.StatusServiceUnavailable {
+		t.Errorf("viewer %d: status %d", maxViewers+1, status)
 	}
-	_ = open[0].Body.Close()
-	for get().StatusCode != http.StatusOK { // the place of one who has gone is free, as soon as the server has seen it
+	_ = hangUp[0]()
+	for status := 0; status != http.StatusOK; { // the place of one who has gone is free, as soon as the server has seen it
+		status, _ = get()
 	}
 }
