@@ -80,7 +80,6 @@ var stages = []stage{
 		{"job-moves", testJobMoves},
 	}},
 	{"storage", []string{"storage.enabled=true", "storage.pools[0].name=scratch", "storage.pools[0].path=/var/lib/kerf/scratch", "storage.pools[0].backend=loop"}, 8, []scenario{
-		{"install", testInstall},
 		{"claim", testScratchClaim},
 		{"full", testScratchFull},
 		{"block", testScratchBlock},
