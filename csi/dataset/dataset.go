@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -167,7 +168,7 @@ func (s *Store) List() []Tree {
 	var all []Tree
 	for _, t := range s.trees {
 		c := *t
-		c.References = append([]string(nil), t.References...)
+		c.References = slices.Clone(t.References)
 		all = append(all, c)
 	}
 	return all
@@ -183,7 +184,7 @@ func (s *Store) Reference(digest, target string) (dir string, err error) {
 		return "", fmt.Errorf("dataset %s: %w on this node; load it first", digest, fetch.ErrNotFound)
 	}
 	for other, o := range s.trees {
-		if at := find(o.References, target); at >= 0 && other != name {
+		if at := slices.Index(o.References, target); at >= 0 && other != name {
 			return "", fmt.Errorf("dataset %s: sha256:%s is mounted at %s; unmount it first", digest, other, target)
 		} else if at >= 0 {
 			return s.path("trees", name, "files"), nil
@@ -204,8 +205,8 @@ func (s *Store) Release(target string) error {
 		return err
 	}
 	for name, t := range s.trees {
-		if i := find(t.References, target); i >= 0 {
-			t.References = append(t.References[:i:i], t.References[i+1:]...)
+		if i := slices.Index(t.References, target); i >= 0 {
+			t.References = slices.Delete(t.References, i, i+1)
 			return s.touch(name, t)
 		}
 	}
@@ -240,15 +241,6 @@ func (s *Store) touch(name string, t *Tree) error {
 func key(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])
-}
-
-func find(list []string, s string) int {
-	for i, x := range list {
-		if x == s {
-			return i
-		}
-	}
-	return -1
 }
 
 func usage(dir string) (total, free node.Bytes, err error) {

@@ -36,7 +36,7 @@ func (l *load) publish(src fetch.Source, entries []fetch.Entry, blobs []string) 
 			return "", err
 		}
 		s.c.at("built")
-		if err := errors.Join(os.Rename(at, s.path("trees", name)), syncDir(s.path("trees"))); err != nil {
+		if err := errors.Join(os.Rename(at, s.path("trees", name)), durable.SyncDir(s.path("trees"))); err != nil {
 			return "", err
 		}
 		s.c.at("published")
@@ -70,16 +70,16 @@ func (l *load) build(at string, text []byte, entries []fetch.Entry, blobs []stri
 			return err
 		}
 	}
-	if err := writeSynced(filepath.Join(at, "index.json"), text); err != nil {
+	if err := durable.WriteSynced(filepath.Join(at, "index.json"), text, 0o644); err != nil {
 		return err
 	}
 	for d := range dirs {
-		if err := syncDir(d); err != nil {
+		if err := durable.SyncDir(d); err != nil {
 			return err
 		}
 	}
 	l.s.c.at("linked")
-	return errors.Join(writeSynced(filepath.Join(at, "complete"), nil), syncDir(at))
+	return errors.Join(durable.WriteSynced(filepath.Join(at, "complete"), nil, 0o644), durable.SyncDir(at))
 }
 
 // readTree reads a tree's index, and says why it cannot be served. Files' bytes are Verify's to read.
@@ -187,7 +187,7 @@ func (s *Store) remove(name string) error {
 	}
 	delete(s.trees, name)
 	s.c.at("trashed")
-	if err := errors.Join(syncDir(s.path("trees")), s.records.Delete(name)); err != nil {
+	if err := errors.Join(durable.SyncDir(s.path("trees")), s.records.Delete(name)); err != nil {
 		return err
 	}
 	return os.RemoveAll(s.path("trash", name))
@@ -265,23 +265,6 @@ func (s *Store) alone(name string) (size node.Bytes) {
 		return nil
 	})
 	return size
-}
-
-func writeSynced(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // resumable is the blobs that loads which were cut short count on. A load that runs has the lock of its checkpoints; its blobs are held.

@@ -76,7 +76,7 @@ func (s *Store[T]) put(key string, record T) error {
 		return err
 	}
 	temp := filepath.Join(s.dir, "."+key+".new")
-	if err := writeSynced(temp, encode(body)); err != nil {
+	if err := WriteSynced(temp, encode(body), 0o600); err != nil {
 		_ = os.Remove(temp)
 		return err
 	}
@@ -84,14 +84,14 @@ func (s *Store[T]) put(key string, record T) error {
 		_ = os.Remove(temp)
 		return err
 	}
-	return syncDir(s.dir)
+	return SyncDir(s.dir)
 }
 
 // Delete removes a record; it is no error that there is none.
 func (s *Store[T]) Delete(key string) error {
 	err := os.Remove(s.path(key))
 	if err == nil {
-		err = syncDir(s.dir)
+		err = SyncDir(s.dir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete record %s: %w", key, err)
@@ -151,8 +151,9 @@ func decode(content []byte) (body []byte, ok bool) {
 	return body, found && string(rest) == hex.EncodeToString(sum[:])+"\n"
 }
 
-func writeSynced(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+// WriteSynced writes a file whose bytes survive a crash of the machine once it returns nil; for its name to, SyncDir. What it had before is lost.
+func WriteSynced(path string, content []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
 	if err != nil {
 		return err
 	}
@@ -160,7 +161,8 @@ func writeSynced(path string, content []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-func syncDir(dir string) error {
+// SyncDir makes what was created, renamed and removed in a directory survive a crash of the machine.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
