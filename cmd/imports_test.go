@@ -48,7 +48,7 @@ var rules = []rule{
 	{"cmd", []string{"cmd/internal/", "internal/", "vgpu/", "bench", "cni", "csi", "deviceplugin", "dra-driver", "hook", "monitor"}, []string{"*"}},
 	{"csi", adapter, []string{"github.com/container-storage-interface/spec", "github.com/prometheus/client_golang", "golang.org/x/sys", "google.golang.org/", "k8s.io/", "sigs.k8s.io/"}},
 	{"csi/mount", nil, []string{"golang.org/x/sys"}},
-	{"csi/pool", []string{"internal/node", "internal/durable"}, []string{"golang.org/x/sys"}},
+	{"csi/pool", []string{"internal/node", "internal/durable", "csi/mount"}, []string{"golang.org/x/sys"}},
 	{"csi/fetch", []string{"internal/node"}, []string{"github.com/minio/minio-go", "oras.land/oras-go", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "github.com/klauspost/compress"}},
 	{"csi/dataset", []string{"csi/fetch", "internal/node", "internal/durable"}, nil},
 	{"cni/topo", []string{"internal/node"}, nil},

@@ -103,7 +103,7 @@ func openBtrfs(p *place) (*Btrfs, error) {
 
 // Create implements Backend.
 func (b *Btrfs) Create(_ context.Context, id string, s Spec) error {
-	if err := directoryOnly("btrfs", s); err != nil {
+	if err := limitedDirectory(KindBtrfs, s); err != nil {
 		return err
 	}
 	return b.create(id, record{Spec: s}, func(path string) error {
@@ -244,7 +244,7 @@ func (b *Btrfs) Expand(_ context.Context, id string, size node.Bytes) error {
 
 // Clone implements Cloner.
 func (b *Btrfs) Clone(_ context.Context, from, id string, s Spec) error {
-	if err := directoryOnly("btrfs", s); err != nil {
+	if err := limitedDirectory(KindBtrfs, s); err != nil {
 		return err
 	}
 	return b.snapshot(from, id, record{Spec: s})
@@ -293,17 +293,26 @@ func syncfs(path string) error {
 	return within(path, os.O_RDONLY, func(f *os.File) error { return unix.Syncfs(int(f.Fd())) })
 }
 
-// directoryOnly refuses what volumes that are directories cannot be.
-func directoryOnly(backend string, s Spec) error {
+// limitedDirectory refuses what volumes that are directories with a limit, on a file system that the back end is named by, cannot be.
+func limitedDirectory(backend string, s Spec) error {
+	if err := directoryOnly(backend, backend, s); err != nil {
+		return err
+	}
+	if s.Size <= 0 {
+		return errors.New("a volume needs a size")
+	}
+	return nil
+}
+
+// directoryOnly refuses what volumes that are directories cannot be. They have the pool's file system, and may name it where it is known.
+func directoryOnly(backend, filesystem string, s Spec) error {
 	switch {
 	case s.Block:
 		return fmt.Errorf("a volume of back end %s cannot be a block volume; pools of back end loop have them", backend)
 	case s.Guaranteed:
 		return fmt.Errorf("back end %s cannot set space aside; pools of back end loop can", backend)
-	case s.Filesystem != "" && s.Filesystem != backend:
+	case s.Filesystem != "" && s.Filesystem != filesystem:
 		return fmt.Errorf("file system %s: a volume of back end %s has that of its pool; leave fsType out", s.Filesystem, backend)
-	case s.Size <= 0:
-		return errors.New("a volume needs a size")
 	}
 	return nil
 }

@@ -35,13 +35,8 @@ func OpenDirectory(path string) (*Directory, error) {
 
 // Create implements Backend.
 func (d *Directory) Create(_ context.Context, id string, s Spec) error {
-	switch {
-	case s.Block:
-		return errors.New("a directory cannot be a block volume; loop and LVM pools have them")
-	case s.Guaranteed:
-		return errors.New("a directory cannot set space aside; loop and LVM pools can")
-	case s.Filesystem != "":
-		return fmt.Errorf("file system %s: a directory has that of its pool; leave fsType out", s.Filesystem)
+	if err := directoryOnly(KindDir, "", s); err != nil {
+		return err
 	}
 	if err := check(id); err != nil {
 		return err
@@ -50,15 +45,7 @@ func (d *Directory) Create(_ context.Context, id string, s Spec) error {
 	if err := d.root.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return errors.Join(d.root.Chmod(name, 0o777), d.sync(volumesDir)) // as an emptyDir: any user of the pod writes
-}
-
-func (d *Directory) sync(dir string) error {
-	f, err := d.root.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(d.root.Chmod(name, 0o777), syncIn(d.root, volumesDir)) // as an emptyDir: any user of the pod writes
 }
 
 // Delete implements Backend.
@@ -74,7 +61,7 @@ func (d *Directory) Delete(_ context.Context, id string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return errors.Join(err, d.sync(volumesDir), d.root.RemoveAll(gone))
+	return errors.Join(err, syncIn(d.root, volumesDir), d.root.RemoveAll(gone))
 }
 
 // Open implements Backend.

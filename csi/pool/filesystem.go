@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kerf-gpu/kerf/csi/mount"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -68,20 +69,10 @@ func mountVolume(device, target string, r record) error {
 	return nil
 }
 
-// isMount says whether something is mounted at a path.
-func isMount(path string) (bool, error) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, err
-}
-
 // unmount takes all mounts of a place away, and the place.
 func unmount(target string) error {
 	for {
-		mounted, err := isMount(target)
+		mounted, err := mount.Is(target)
 		if err != nil {
 			return err
 		}
@@ -171,7 +162,7 @@ func deviceSize(f *os.File) (size uint64, err error) {
 
 // filesystemUsage is of a mounted volume.
 func filesystemUsage(target, id string) (Usage, error) {
-	mounted, err := isMount(target)
+	mounted, err := mount.Is(target)
 	if err != nil {
 		return Usage{}, err
 	}

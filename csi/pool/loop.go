@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kerf-gpu/kerf/csi/mount"
 	"github.com/kerf-gpu/kerf/internal/node"
 )
 
@@ -115,7 +116,7 @@ func (l *Loop) Open(_ context.Context, id string) (string, error) {
 	if err := os.MkdirAll(target, 0o711); err != nil {
 		return "", err
 	}
-	mounted, err := isMount(target)
+	mounted, err := mount.Is(target)
 	if err != nil {
 		return "", err
 	}
@@ -244,7 +245,7 @@ func (l LoopReflink) reflink(from, id string, r record) error {
 	}
 	source := filepath.Join(l.file(volumesDir, from), image)
 	return l.create(id, r, func(path string) error {
-		if mounted, err := isMount(l.file(mountsDir, from)); err != nil {
+		if mounted, err := mount.Is(l.file(mountsDir, from)); err != nil {
 			return err
 		} else if mounted {
 			if err := syncfs(l.file(mountsDir, from)); err != nil {

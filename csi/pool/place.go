@@ -132,8 +132,11 @@ func (p *place) whole(id string) (record, error) {
 
 func (p *place) file(dir, id string) string { return filepath.Join(p.path, dir, id) }
 
-func (p *place) sync(dir string) error {
-	f, err := p.root.Open(dir)
+func (p *place) sync(dir string) error { return syncIn(p.root, dir) }
+
+// syncIn makes the names in a directory last.
+func syncIn(root *os.Root, dir string) error {
+	f, err := root.Open(dir)
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,7 @@ func (q *Quota) limit(project uint32, size node.Bytes) error {
 
 // Create implements Backend.
 func (q *Quota) Create(_ context.Context, id string, s Spec) error {
-	if err := directoryOnly(q.filesystem, s); err != nil {
+	if err := limitedDirectory(q.filesystem, s); err != nil {
 		return err
 	}
 	if err := check(id); err != nil {
