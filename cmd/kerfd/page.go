@@ -16,6 +16,7 @@ import (
 	"github.com/kerf-gpu/kerf/cmd/internal/control"
 	"github.com/kerf-gpu/kerf/cmd/internal/page"
 	"github.com/kerf-gpu/kerf/cmd/internal/version"
+	"github.com/kerf-gpu/kerf/cni/topo"
 	"github.com/kerf-gpu/kerf/internal/node"
 	"github.com/kerf-gpu/kerf/monitor"
 	"github.com/kerf-gpu/kerf/vgpu/ledger"
@@ -93,11 +94,11 @@ func (s *server) pageState(ctx context.Context) page.State {
 		name, _ = os.Hostname() // empty is a name as well
 	}
 	const nobody = -1 // whoever reaches the loopback
-	return pageOf(name, s.grants.state(nobody), s.grants.hardware.Node(), s.grants.health(), s.kubernetes.storage(ctx))
+	return pageOf(name, s.grants.state(nobody), s.grants.hardware.Node(), s.grants.health(), s.kubernetes.pools(ctx))
 }
 
 // pageOf puts together what the parts know.
-func pageOf(name string, top control.State, n node.Node, health control.Health, storage control.Storage) page.State {
+func pageOf(name string, top control.State, n node.Node, health control.Health, pools []control.Pool) page.State {
 	p := page.State{Schema: page.Schema, Time: top.Time, Node: name, Version: version.Version, Simulated: top.Simulated, GPUs: []page.GPU{}, NICs: []page.NIC{},
 		Links: []page.Link{}, Unwatched: health.Off, Faults: []page.Fault{}, Sources: []page.Source{}}
 	levels := make(map[string]string)
@@ -130,7 +131,7 @@ func pageOf(name string, top control.State, n node.Node, health control.Health, 
 	for _, probe := range health.Probes {
 		p.Probes = append(p.Probes, page.Probe{Name: probe.Name, On: probe.On, Reason: probe.Reason, Hits: probe.Hits, Lost: probe.Lost})
 	}
-	for _, pool := range storage.Pools {
+	for _, pool := range pools {
 		p.Pools = append(p.Pools, page.Pool{Name: pool.Name, Backend: pool.Kind, Total: pool.Total, Free: pool.Free, Volumes: pool.Volumes, Error: pool.Error})
 	}
 	return p
@@ -174,23 +175,15 @@ func pageTenant(s control.Share) string {
 func nearest(g node.GPU, nics []node.NIC) (links []page.Link) {
 	best := node.UnknownAffinity
 	for _, nic := range nics {
-		best = min(best, pageAffinity(g, nic))
+		class, _ := topo.Between(g, nic)
+		best = min(best, class)
 	}
 	for _, nic := range nics {
-		if class := pageAffinity(g, nic); class == best {
+		if class, _ := topo.Between(g, nic); class == best {
 			links = append(links, page.Link{GPU: g.Index, NIC: pageNIC(nic), Class: class.String()})
 		}
 	}
 	return links
-}
-
-// pageAffinity counts a NIC's second function, where that is nearer.
-func pageAffinity(g node.GPU, nic node.NIC) node.AffinityClass {
-	class := node.Affinity(g.Place(), nic.Place())
-	if nic.DataDirect != nil {
-		class = min(class, node.Affinity(g.Place(), *nic.DataDirect))
-	}
-	return class
 }
 
 func pageNIC(nic node.NIC) string {

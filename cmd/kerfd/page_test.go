@@ -35,7 +35,7 @@ func TestPageState(t *testing.T) {
 		{Device: monitor.Device{ID: one.String(), Index: 0}, Verdict: monitor.Verdict{Level: monitor.Healthy, Health: monitor.HealthGood}},
 		{Device: monitor.Device{ID: other.String(), Index: 1}, Verdict: monitor.Verdict{Level: monitor.Reset, Health: monitor.HealthBad, Reason: "Xid 79", Clears: "a reset"}},
 	}}}
-	p := pageOf("n1", top, n, health, control.Storage{Pools: []control.Pool{{Name: "fast", Kind: "xfs", Total: 10}}})
+	p := pageOf("n1", top, n, health, []control.Pool{{Name: "fast", Kind: "xfs", Total: 10}})
 
 	var tenants []string
 	for _, g := range p.GPUs {

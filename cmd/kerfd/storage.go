@@ -105,14 +105,23 @@ func (p PoolConfig) validate() error {
 		return fmt.Errorf("config: storage.pools: name %q: use up to 40 small letters, digits and '-'", p.Name)
 	case places != 1:
 		return fmt.Errorf("config: storage.pools: %s has %d of path, devices and volumeGroup; give it one", p.Name, places)
-	case p.Path != "" && (!filepath.IsAbs(p.Path) || filepath.Clean(p.Path) != p.Path || p.Path == "/"):
-		return fmt.Errorf("config: storage.pools: %s: path %q: not an absolute path of a directory of its own", p.Name, p.Path)
 	case p.Enforce != enforceSize && p.Enforce != enforceNone:
 		return fmt.Errorf("config: storage.pools: %s: enforce %q: not known; use size or none", p.Name, p.Enforce)
 	case p.Watermark < 1 || p.Watermark > 100:
 		return fmt.Errorf("config: storage.pools: %s: watermark %d: outside 1 to 100", p.Name, int(p.Watermark))
 	}
+	if p.Path == "" {
+		return nil
+	}
+	if err := p.place().Validate(); err != nil {
+		return fmt.Errorf("config: storage.pools: %w", err)
+	}
 	return nil
+}
+
+// place is the pool as package pool has it.
+func (p PoolConfig) place() pool.Config {
+	return pool.Config{Name: p.Name, Path: p.Path, Backend: p.Backend, Unlimited: p.Enforce == enforceNone}
 }
 
 // storage is the volumes' side of kerfd; nil where there are none.
@@ -197,14 +206,11 @@ func (s *storage) ready() error {
 
 // state is what kerf volumes and kerf doctor ask for.
 func (s *storage) state(ctx context.Context) control.Storage {
-	answer := control.Storage{Schema: control.StorageSchema, Pools: []control.Pool{}, Volumes: []control.Volume{}}
+	answer := control.Storage{Schema: control.StorageSchema, Pools: s.poolStates(ctx), Volumes: []control.Volume{}}
 	if s == nil {
 		return answer
 	}
 	answer.Enabled, answer.Registered = true, s.plugin.Registered()
-	for _, p := range s.driver.States(ctx) {
-		answer.Pools = append(answer.Pools, control.Pool(p))
-	}
 	for _, v := range s.driver.List() {
 		one := control.Volume{ID: v.ID, Kind: string(v.Kind), Name: v.Name, State: string(v.State), Pool: v.Pool, Size: v.Spec.Size, Block: v.Spec.Block, Source: v.Source, Created: v.Created}
 		for _, target := range v.Targets {
@@ -218,6 +224,26 @@ func (s *storage) state(ctx context.Context) control.Storage {
 		answer.Error = err.Error()
 	}
 	return answer
+}
+
+// poolStates is how the pools are; it looks into none of them.
+func (s *storage) poolStates(ctx context.Context) []control.Pool {
+	pools := []control.Pool{}
+	if s == nil {
+		return pools
+	}
+	for _, p := range s.driver.States(ctx) {
+		pools = append(pools, control.Pool(p))
+	}
+	return pools
+}
+
+// pools is how the node's pools are, for who asks every second.
+func (k *kubernetes) pools(ctx context.Context) []control.Pool {
+	if k == nil {
+		return nil
+	}
+	return k.volumes.poolStates(ctx)
 }
 
 // storage is the node's volumes; on a machine that is no node there are none.

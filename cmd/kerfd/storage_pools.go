@@ -13,7 +13,7 @@ func openPool(ctx context.Context, p PoolConfig) (csi.Pool, *pool.Pool, error) {
 	if p.Path == "" {
 		return csi.Pool{}, nil, fmt.Errorf("pool %s: devices and volume groups are for a later release; make a file system there and give its path", p.Name)
 	}
-	opened, err := pool.Open(ctx, pool.Config{Name: p.Name, Path: p.Path, Backend: p.Backend, Unlimited: p.Enforce == enforceNone})
+	opened, err := pool.Open(ctx, p.place())
 	if err != nil {
 		return csi.Pool{}, nil, err
 	}

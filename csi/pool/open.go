@@ -122,6 +122,12 @@ func removeProbes(ctx context.Context, b Backend) error {
 	return err
 }
 
+// Validate checks what can be checked without the place.
+func (c Config) Validate() error {
+	_, err := c.wanted()
+	return err
+}
+
 func (c Config) wanted() ([]string, error) {
 	if !filepath.IsAbs(c.Path) || filepath.Clean(c.Path) != c.Path || c.Path == "/" {
 		return nil, fmt.Errorf("pool %s: path %q: not an absolute path of a directory of its own", c.Name, c.Path)

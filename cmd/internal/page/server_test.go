@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -49,6 +50,8 @@ func sample() State {
 	return s
 }
 
+var update = flag.Bool("update", false, "write the golden file")
+
 // TestState holds the JSON to its golden file: people's programs read it.
 func TestState(t *testing.T) {
 	s := sample()
@@ -58,7 +61,7 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	const golden = "testdata/node.json"
-	if os.Getenv("UPDATE") != "" {
+	if *update {
 		if err := os.WriteFile(golden, append(got, '\n'), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +71,7 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), string(got)+"\n"); diff != "" {
-		t.Errorf("%s (-want +got), UPDATE=1 writes it:\n%s", Schema, diff)
+		t.Errorf("%s (-want +got), -update writes it:\n%s", Schema, diff)
 	}
 }
 
