@@ -242,6 +242,7 @@ type watchReader struct {
 	ctx    context.Context
 	least  int64 // bytes a window
 	window time.Duration
+	slow   error // that it came to less
 	cancel context.CancelCauseFunc
 
 	waited time.Duration
@@ -249,25 +250,25 @@ type watchReader struct {
 }
 
 func watch(r io.Reader, cancel context.CancelCauseFunc, ctx context.Context, p Policy) io.Reader {
-	return &watchReader{r: r, ctx: ctx, window: p.Stall, cancel: cancel, least: int64(float64(p.MinRate) * p.Stall.Seconds())}
+	least := int64(float64(p.MinRate) * p.Stall.Seconds())
+	return &watchReader{r: r, ctx: ctx, window: p.Stall, cancel: cancel, least: least, slow: fmt.Errorf("%w: less than %s in %s", ErrBusy, node.Bytes(least), p.Stall)}
 }
 
 func (w *watchReader) Read(b []byte) (int, error) {
-	slow := fmt.Errorf("%w: less than %s in %s", ErrBusy, node.Bytes(w.least), w.window)
 	// A window that began with enough bytes may end inside a call that gives none: such a call has a window of its own.
 	left := w.window - w.waited
 	if w.got >= w.least {
 		left = w.window
 	}
 	start := time.Now()
-	timer := time.AfterFunc(left, func() { w.cancel(slow) })
+	timer := time.AfterFunc(left, func() { w.cancel(w.slow) })
 	n, err := w.r.Read(b)
 	timer.Stop()
 	w.waited += time.Since(start)
 	w.got += int64(n)
 	if w.waited >= w.window {
 		if w.got < w.least && err == nil {
-			err = slow
+			err = w.slow
 		}
 		w.waited, w.got = 0, 0
 	}
