@@ -382,3 +382,15 @@ func TestBadHistory(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// TestRuleName: no two devices have one rule; who is forced off one would otherwise be taken for forced off both.
+func TestRuleName(t *testing.T) {
+	names := make(map[string]DeviceID)
+	for _, d := range []DeviceID{{"gpu.kerf.dev", "n", "gpu-a-b"}, {"gpu.kerf.dev", "n-gpu", "a-b"}, {"gpu.kerf.dev", "n.gpu", "a-b"}, {"gpu.kerf.dev", "n", "b"}} {
+		name := ruleName(d)
+		if other, taken := names[name]; taken {
+			t.Errorf("%s is the name of the rules of %v and %v", name, other, d)
+		}
+		names[name] = d
+	}
+}

@@ -1,7 +1,6 @@
 package evict
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 
@@ -216,9 +215,9 @@ func trimmedMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	return t
 }
 
-// deviceName is a device in an object's name: the rule that is about it.
+// ruleName is the name of the rule about a device. A pool is a node's name and may have dots, a device's name has none: the last one parts them.
 func ruleName(d DeviceID) string {
-	return "kerf-drain-" + cmp.Or(strings.Map(nameable, d.Pool+"-"+d.Name), "device")
+	return "kerf-drain-" + strings.Map(nameable, d.Pool+"."+d.Name)
 }
 
 func nameable(r rune) rune {
